@@ -1,0 +1,14 @@
+//! Ids, generations, digests, injected clock and randomness, and the error-chain printer: what every room may use.
+#![forbid(unsafe_code)]
+
+mod digest;
+mod errors;
+mod generation;
+mod nearest;
+mod time;
+
+pub use digest::{Digest, DigestError};
+pub use errors::{chain, one_line};
+pub use generation::{Epoch, Generation, Revision};
+pub use nearest::nearest;
+pub use time::{Clock, Millis, Rng};

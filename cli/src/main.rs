@@ -1,0 +1,3 @@
+//! The coracle program: every verb.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tests of whole clusters: machines in namespaces, faults, invariants, benches.

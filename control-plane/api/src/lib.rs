@@ -1,0 +1,1 @@
+//! The Kubernetes door: discovery, generic verbs, watch, tables, authentication.

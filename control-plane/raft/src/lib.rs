@@ -1,0 +1,1 @@
+//! The replicated log: segmented write-ahead log, consensus adapter, batching of proposals, snapshots.

@@ -1,0 +1,1 @@
+//! One server process: assembly, proposer, agent sessions and the tasks of the leader.

@@ -1,0 +1,77 @@
+//! One stored object: its canonical JSON bytes and what the store itself needs to know of it.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use coracle_base::Revision;
+use serde_json::Value;
+
+/// Where an object lives. `resource` is the plural with its group, as kubectl prints it: `pods`, `deployments.apps`,
+/// `endpointslices.discovery.k8s.io`. `namespace` is empty for cluster-scoped kinds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Plural and group of the kind.
+    pub resource: Arc<str>,
+    /// Namespace, or empty.
+    pub namespace: Arc<str>,
+    /// Name, unique within resource and namespace.
+    pub name: Arc<str>,
+}
+
+impl Key {
+    /// A key from its three parts.
+    pub fn new(resource: impl Into<Arc<str>>, namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { resource: resource.into(), namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(out, "{}/{}", self.resource, self.name)
+        } else {
+            write!(out, "{}/{}/{}", self.resource, self.namespace, self.name)
+        }
+    }
+}
+
+/// Why bytes are not an object.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// Not JSON.
+    #[error("the object is not JSON")]
+    Json(#[source] serde_json::Error),
+    /// JSON without the metadata every object has.
+    #[error("the object has no {0}")]
+    Missing(&'static str),
+}
+
+/// A stored object. The bytes are canonical JSON (sorted keys, no spaces) and include `metadata.resourceVersion`; they are
+/// encoded once and serve every reader and watcher.
+#[derive(Debug)]
+pub struct Object {
+    /// Where it lives.
+    pub key: Key,
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.resourceVersion`: the store-wide revision that wrote it.
+    pub revision: Revision,
+    /// Canonical JSON.
+    pub json: Bytes,
+    tree: OnceLock<Arc<Value>>,
+}
+
+impl Object {
+    /// An object from its parts; `json` must be canonical and carry the same uid and revision.
+    #[must_use]
+    pub fn new(key: Key, uid: Arc<str>, revision: Revision, json: Bytes) -> Self {
+        Self { key, uid, revision, json, tree: OnceLock::new() }
+    }
+
+    /// The parsed tree, made on first use and kept with the object.
+    #[must_use]
+    pub fn tree(&self) -> &Arc<Value> {
+        self.tree.get_or_init(|| Arc::new(serde_json::from_slice(&self.json).unwrap_or(Value::Null)))
+    }
+}

@@ -1,0 +1,1 @@
+//! The web status pages and the same data as JSON.

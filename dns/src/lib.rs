@@ -1,0 +1,1 @@
+//! The node's name server: UDP and TCP loops, forwarder, cache.

@@ -1,0 +1,1 @@
+//! Records and answers of one immutable table of names.

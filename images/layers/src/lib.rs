@@ -1,0 +1,1 @@
+//! From a tar stream to safe layer entries: digests, whiteout and path rules.

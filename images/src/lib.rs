@@ -1,0 +1,1 @@
+//! Image references, import, pull, the local store and its garbage collection.

@@ -1,0 +1,1 @@
+//! This node's links, routes and nftables tables: observe, apply, doctor.

@@ -1,0 +1,1 @@
+//! One agent process: session, assignment ledger, pod workers, feeds and status.

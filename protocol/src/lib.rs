@@ -1,0 +1,14 @@
+//! The messages between servers and agents, and their gRPC stubs.
+#![forbid(unsafe_code)]
+
+/// Version 1 of the wire format, generated from `proto/coracle.proto`.
+#[allow(missing_docs, clippy::all, unreachable_pub, unused_qualifications)]
+pub mod v1 {
+    tonic::include_proto!("coracle.v1");
+}
+
+/// The protocol number both ends of a session state.
+pub const PROTOCOL: u32 = 1;
+
+/// The largest message either end accepts, in bytes: a full feed is split to stay below it.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;

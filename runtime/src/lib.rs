@@ -1,0 +1,1 @@
+//! Containers on this kernel: launch, cgroups, mounts, exec, logs.

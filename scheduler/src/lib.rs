@@ -1,0 +1,1 @@
+//! Which node a pod runs on: node table, filters, scores, plan and the words that explain them.

@@ -1,0 +1,3 @@
+//! The tasks of the workspace: demo, test, bench, tidy.
+
+fn main() {}
