@@ -1,1 +1,8 @@
-//! What every long-running process needs: logs, metrics, orderly shutdown, task driver, status.
+//! What every long-running process needs: logs, orderly shutdown, metrics.
+#![forbid(unsafe_code)]
+
+mod drain;
+pub mod logs;
+pub mod metrics;
+
+pub use drain::{Drain, DrainWatch, Drained};
