@@ -1,0 +1,316 @@
+//! The cluster's own certificate authority and the certificates it signs, kept under `DATA/pki`.
+//!
+//! The authority is made at first start and lives ten years; leaves live one year and are signed anew at a start when a
+//! third of their life or less is left, or when the names they must carry have changed.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rand::Rng as _;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, SerialNumber,
+};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+const AUTHORITY_DAYS: i64 = 3650;
+const LEAF_DAYS: i64 = 365;
+
+/// What went wrong with keys and certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}")]
+    File {
+        /// `read`, `write`, `create`.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Signing or key generation failed.
+    #[error("cannot make the certificate of {0}")]
+    Sign(String, #[source] rcgen::Error),
+    /// One half of the authority is missing, so nothing may be made in its place.
+    #[error(
+        "{found} is there but {missing} is not: the cluster's authority is incomplete\nhint: restore {missing} from a backup; a new authority would lock every agent and user out"
+    )]
+    Half {
+        /// The file that exists.
+        found: PathBuf,
+        /// The file that does not.
+        missing: PathBuf,
+    },
+    /// The stored authority does not parse.
+    #[error("the certificate authority in {0} cannot be read")]
+    Authority(PathBuf, #[source] rcgen::Error),
+}
+
+/// A certificate (with nothing but itself in the chain) and its private key, PEM.
+#[derive(Clone)]
+pub struct Credential {
+    /// Certificate, PEM.
+    pub cert_pem: String,
+    /// PKCS #8 private key, PEM.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Credential").finish_non_exhaustive()
+    }
+}
+
+/// What a leaf says of its holder.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// File name in `DATA/pki`, without an ending.
+    pub file: &'static str,
+    /// CN: the user.
+    pub user: String,
+    /// O: the group, or empty.
+    pub group: &'static str,
+    /// DNS names a server answers to.
+    pub names: Vec<String>,
+    /// Addresses a server answers on.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it serves.
+    pub server: bool,
+    /// Whether it dials.
+    pub client: bool,
+}
+
+/// The authority, ready to sign.
+pub struct Authority {
+    dir: PathBuf,
+    cert_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Authority").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Loads the authority of `dir`, or makes one when there is none yet. `cluster` goes into its name.
+    ///
+    /// # Errors
+    /// Files that cannot be read or written, an authority that is half there.
+    pub fn open(dir: &Path, cluster: &str) -> Result<Self, PkiError> {
+        make_dir(dir)?;
+        let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+        let (cert, key) = (read(&cert_path)?, read(&key_path)?);
+        let (cert_pem, key_pem) = match (cert, key) {
+            (Some(cert), Some(key)) => (cert, key),
+            (Some(_), None) => return Err(PkiError::Half { found: cert_path, missing: key_path }),
+            // The key is written first: alone it is the trace of a start that was cut short, and has signed nothing.
+            (None, _) => make_authority(&cert_path, &key_path, cluster)?,
+        };
+        let bad = |source| PkiError::Authority(dir.to_owned(), source);
+        let key = KeyPair::from_pem(&key_pem).map_err(bad)?;
+        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(bad)?;
+        Ok(Self { dir: dir.to_owned(), cert_pem, issuer })
+    }
+
+    /// The authority's certificate, PEM: what clients trust.
+    #[must_use]
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// The stored leaf of `subject`, or a new one where there is none, it ends soon, or its names differ.
+    ///
+    /// # Errors
+    /// Files, signing.
+    pub fn leaf(&self, subject: &Subject) -> Result<Credential, PkiError> {
+        let cert_path = self.dir.join(format!("{}.crt", subject.file));
+        let key_path = self.dir.join(format!("{}.key", subject.file));
+        if let (Some(cert_pem), Some(key_pem)) = (read(&cert_path)?, read(&key_path)?)
+            && still_good(&cert_pem, &key_pem, subject)
+        {
+            return Ok(Credential { cert_pem, key_pem });
+        }
+        let credential = self.sign(subject)?;
+        write(&key_path, &credential.key_pem)?;
+        write(&cert_path, &credential.cert_pem)?;
+        Ok(credential)
+    }
+
+    fn sign(&self, subject: &Subject) -> Result<Credential, PkiError> {
+        let bad = |source| PkiError::Sign(subject.user.clone(), source);
+        let key = KeyPair::generate().map_err(bad)?;
+        let mut params = base_params(&subject.user, subject.group, LEAF_DAYS);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        if subject.server {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        if subject.client {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        }
+        for name in &subject.names {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().map_err(bad)?));
+        }
+        params.subject_alt_names.extend(subject.addresses.iter().map(|address| SanType::IpAddress(*address)));
+        let cert = params.signed_by(&key, &self.issuer).map_err(bad)?;
+        Ok(Credential { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    }
+}
+
+fn make_authority(cert_path: &Path, key_path: &Path, cluster: &str) -> Result<(String, String), PkiError> {
+    let name = format!("coracle-ca {cluster}");
+    let bad = |source| PkiError::Sign(name.clone(), source);
+    let key = KeyPair::generate().map_err(bad)?;
+    let mut params = base_params(&name, "", AUTHORITY_DAYS);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    let cert = params.self_signed(&key).map_err(bad)?;
+    write(key_path, &key.serialize_pem())?;
+    write(cert_path, &cert.pem())?;
+    Ok((cert.pem(), key.serialize_pem()))
+}
+
+fn base_params(user: &str, group: &str, days: i64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, user);
+    if !group.is_empty() {
+        params.distinguished_name.push(DnType::OrganizationName, group);
+    }
+    let mut serial = [0_u8; 16];
+    rand::rng().fill_bytes(&mut serial);
+    // RFC 5280 4.1.2.2: positive, at most 20 octets.
+    serial[0] &= 0x7f;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    // A day back, for the other machine's clock.
+    let (year, month, date) = day(-1);
+    params.not_before = rcgen::date_time_ymd(year, month, date);
+    let (year, month, date) = day(days);
+    params.not_after = rcgen::date_time_ymd(year, month, date);
+    params
+}
+
+/// Year, month and day of the day `offset` days from today, UTC.
+fn day(offset: i64) -> (i32, u8, u8) {
+    let today = jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date();
+    let date = today.checked_add(jiff::Span::new().days(offset)).unwrap_or(today);
+    (i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+}
+
+/// Whether a stored leaf has more than a third of its life left and carries what `subject` asks for.
+fn still_good(cert_pem: &str, key_pem: &str, subject: &Subject) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()) else { return false };
+    let Ok((_, cert)) = X509Certificate::from_der(&pem.contents) else { return false };
+    let Ok(key) = KeyPair::from_pem(key_pem) else { return false };
+    if cert.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+        return false;
+    }
+    let left = cert.validity().time_to_expiration().map_or(0, |left| left.whole_days());
+    if left * 3 < LEAF_DAYS {
+        return false;
+    }
+    let user = cert.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    if user != Some(subject.user.as_str()) {
+        return false;
+    }
+    let Ok(Some(names)) = cert.subject_alternative_name() else {
+        return subject.names.is_empty() && subject.addresses.is_empty();
+    };
+    let has = |wanted: &dyn Fn(&x509_parser::extensions::GeneralName<'_>) -> bool| {
+        names.value.general_names.iter().any(wanted)
+    };
+    subject.names.iter().all(|name| has(&|found| matches!(found, x509_parser::extensions::GeneralName::DNSName(text) if text == name)))
+        && subject.addresses.iter().all(|address| {
+            let bytes = match address {
+                IpAddr::V4(v4) => v4.octets().to_vec(),
+                IpAddr::V6(v6) => v6.octets().to_vec(),
+            };
+            has(&|found| matches!(found, x509_parser::extensions::GeneralName::IPAddress(octets) if *octets == bytes.as_slice()))
+        })
+}
+
+fn make_dir(dir: &Path) -> Result<(), PkiError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| PkiError::File {
+        action: "create",
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+fn read(path: &Path) -> Result<Option<String>, PkiError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(PkiError::File { action: "read", path: path.to_owned(), source }),
+    }
+}
+
+/// Writes a private file so that a crash leaves the old one or the new one.
+///
+/// # Errors
+/// The file cannot be written, synced or renamed.
+pub fn write(path: &Path, text: &str) -> Result<(), PkiError> {
+    let bad = |source| PkiError::File { action: "write", path: path.to_owned(), source };
+    let temp = path.with_extension("new");
+    let _ = std::fs::remove_file(&temp);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(bad)?;
+    file.write_all(text.as_bytes()).map_err(bad)?;
+    file.sync_all().map_err(bad)?;
+    std::fs::rename(&temp, path).map_err(bad)?;
+    if let Some(dir) = path.parent() {
+        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(bad)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(names: &[&str]) -> Subject {
+        Subject {
+            file: "server",
+            user: "coracle-server".into(),
+            group: "",
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            addresses: vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
+            server: true,
+            client: false,
+        }
+    }
+
+    #[test]
+    fn a_leaf_is_kept_until_its_names_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), "test").unwrap();
+        let first = authority.leaf(&subject(&["localhost"])).unwrap();
+        let again = Authority::open(dir.path(), "test").unwrap();
+        assert_eq!(again.cert_pem(), authority.cert_pem());
+        assert_eq!(again.leaf(&subject(&["localhost"])).unwrap().cert_pem, first.cert_pem);
+        assert_ne!(again.leaf(&subject(&["localhost", "box"])).unwrap().cert_pem, first.cert_pem);
+    }
+
+    #[test]
+    fn half_an_authority_is_refused_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::open(dir.path(), "test").unwrap();
+        std::fs::remove_file(dir.path().join("ca.key")).unwrap();
+        assert!(matches!(Authority::open(dir.path(), "test"), Err(PkiError::Half { .. })));
+    }
+
+    #[test]
+    fn keys_are_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        Authority::open(dir.path(), "test").unwrap();
+        let mode = std::fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
