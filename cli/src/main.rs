@@ -1,3 +1,4 @@
 //! The coracle program: every verb.
+#![forbid(unsafe_code)]
 
 fn main() {}

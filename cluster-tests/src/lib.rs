@@ -1,1 +1,2 @@
 //! Tests of whole clusters: machines in namespaces, faults, invariants, benches.
+#![forbid(unsafe_code)]

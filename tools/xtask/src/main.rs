@@ -1,3 +1,65 @@
-//! The tasks of the workspace: demo, test, bench, tidy.
+//! The tasks of the workspace: `cargo xtask demo|test|bench|tidy`.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
-fn main() {}
+mod demo;
+mod tests;
+mod tidy;
+mod words;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask <task>
+
+  demo [--once] [--data-dir DIR]  build, start a one-machine cluster, apply examples/hello.yaml, print what to try next;
+                                  --once takes everything down again at the end (root)
+  test [--fast] [FILTER]          formatting, lints, tidy and every test that needs no foreign program (root);
+                                  --fast leaves out formatting and lints
+  tidy [--bless]                  the rules of the house: crate graph, purity, fences, licences;
+                                  --bless writes the crate graph anew
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let task = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    let outcome = match task.as_str() {
+        "demo" => demo::run(&rest),
+        "test" => tests::run(&rest),
+        "tidy" => tidy::run(&rest),
+        "" | "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        other => Err(format!("there is no task `{other}`\n\n{HELP}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask {task}: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder of the workspace.
+fn root() -> std::path::PathBuf {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// The cargo that runs us.
+fn cargo() -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a command to its end with our own terminal; its failure is ours.
+fn must(command: &mut std::process::Command) -> Result<(), String> {
+    let shown = format!("{command:?}").replace('"', "");
+    println!("+ {shown}");
+    let status = command.status().map_err(|error| format!("cannot run {shown}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{shown} failed ({status})")) }
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask test`: formatting, lints, the rules of the house, then every test that needs no foreign program.
+//!
+//! A test that cannot run here prints `SKIP: <reason>` and passes; the skips are counted and listed, and in CI a skip whose
+//! reason is not in `tools/allowed-skips.txt` fails the run.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use crate::{cargo, must, root, tidy};
+
+pub fn run(arguments: &[String]) -> Result<(), String> {
+    let fast = arguments.iter().any(|argument| argument == "--fast");
+    let filter: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    if !fast {
+        must(cargo().args(["fmt", "--all", "--check"]))?;
+        must(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    }
+    tidy::run(&[])?;
+    must(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast", "--"]);
+    command.args(filter).arg("--show-output");
+    let outcome = watch(&mut command)?;
+    report(&outcome)
+}
+
+#[derive(Default)]
+struct Outcome {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    success: bool,
+    skips: Vec<String>,
+    failures: Vec<String>,
+}
+
+/// Runs the tests, shows what they print but for the chatter of passing ones, and counts.
+fn watch(command: &mut std::process::Command) -> Result<Outcome, String> {
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().map_err(|error| format!("cannot run cargo test: {error}"))?;
+    let mut outcome = Outcome::default();
+    let mut in_successes = false;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if let Some(reason) = line.trim().strip_prefix("SKIP: ") {
+                outcome.skips.push(reason.to_owned());
+            }
+            match line.trim() {
+                "successes:" => in_successes = true,
+                "failures:" => in_successes = false,
+                _ => {}
+            }
+            if let Some(counts) = line.strip_prefix("test result: ") {
+                in_successes = false;
+                outcome.passed += number(counts, " passed");
+                outcome.failed += number(counts, " failed");
+                outcome.ignored += number(counts, " ignored");
+            }
+            if line.starts_with("test ") && line.ends_with("FAILED") {
+                outcome.failures.push(line.clone());
+            }
+            if !in_successes {
+                println!("{line}");
+            }
+        }
+    }
+    outcome.success = child.wait().map_err(|error| error.to_string())?.success();
+    Ok(outcome)
+}
+
+fn number(text: &str, before: &str) -> u64 {
+    text.find(before)
+        .and_then(|at| text[..at].rsplit(|char: char| !char.is_ascii_digit()).next())
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}
+
+fn report(outcome: &Outcome) -> Result<(), String> {
+    for failure in &outcome.failures {
+        println!("{failure}");
+    }
+    for reason in &outcome.skips {
+        println!("skipped: {reason}");
+    }
+    let skipped = outcome.skips.len() as u64 + outcome.ignored;
+    let passed = outcome.passed.saturating_sub(outcome.skips.len() as u64);
+    println!("{passed} passed, {} failed, {skipped} skipped", outcome.failed);
+    if !outcome.success || outcome.failed > 0 {
+        return Err("tests failed".to_owned());
+    }
+    if std::env::var_os("CI").is_some() {
+        let allowed = std::fs::read_to_string(root().join("tools/allowed-skips.txt")).unwrap_or_default();
+        let strange: Vec<&String> = outcome
+            .skips
+            .iter()
+            .filter(|skip| !allowed.lines().any(|line| !line.is_empty() && skip.contains(line)))
+            .collect();
+        if !strange.is_empty() {
+            return Err(format!("skips that are not on the list: {strange:?}"));
+        }
+    }
+    Ok(())
+}
