@@ -1,0 +1,275 @@
+//! Strictness: every field must be known, of its type and supported; all problems in one answer.
+
+use base64::Engine as _;
+use coracle_base::nearest;
+use serde_json::Value;
+
+use crate::kinds::Kind;
+use crate::problem::{Problem, Reason};
+use crate::quantity::Quantity;
+use crate::schema::{self, Field, Support, Type};
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Refused.
+    pub problems: Vec<Problem>,
+    /// Accepted without effect.
+    pub warnings: Vec<String>,
+}
+
+/// Problems of an object of `kind`.
+#[must_use]
+pub fn strict(kind: &Kind, value: &Value) -> Vec<Problem> {
+    all(kind.kind, value).problems
+}
+
+/// Problems and warnings of an object of the named type.
+#[must_use]
+pub fn all(type_name: &str, value: &Value) -> Found {
+    let mut found = Found::default();
+    named(type_name, value, "", &mut found);
+    found
+}
+
+/// Removes every field the table does not know, for clients that asked to ignore them; returns what was removed.
+pub fn drop_unknown(type_name: &str, value: &mut Value) -> Vec<String> {
+    let mut dropped = Vec::new();
+    drop_in(&Type::Named(type_name.to_owned()), value, "", &mut dropped);
+    dropped
+}
+
+fn drop_in(typ: &Type, value: &mut Value, path: &str, dropped: &mut Vec<String>) {
+    match (typ, value) {
+        (Type::Named(name), Value::Object(map)) => {
+            map.retain(|key, _| {
+                let known = schema::field(name, key).is_some();
+                if !known {
+                    dropped.push(join(path, key));
+                }
+                known
+            });
+            for (key, value) in map.iter_mut() {
+                if let Some(field) = schema::field(name, key) {
+                    drop_in(&field.typ, value, &join(path, key), dropped);
+                }
+            }
+        }
+        (Type::List(inner), Value::Array(items)) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                drop_in(inner, item, &format!("{path}[{index}]"), dropped);
+            }
+        }
+        (Type::Map(inner), Value::Object(map)) => {
+            for (key, value) in map.iter_mut() {
+                drop_in(inner, value, &join(path, key), dropped);
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(crate) fn join(path: &str, field: &str) -> String {
+    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+}
+
+fn named(type_name: &str, value: &Value, path: &str, found: &mut Found) {
+    let Some(map) = value.as_object() else {
+        found.problems.push(wrong_type(path, "an object", value));
+        return;
+    };
+    for (key, value) in map {
+        let path = join(path, key);
+        let Some(field) = schema::field(type_name, key) else {
+            let names = schema::fields(type_name).unwrap_or_default().iter().map(|field| field.name.as_str());
+            let mut problem = Problem::new(path, Reason::Unknown, format!("unknown field `{key}`"));
+            if let Some(near) = nearest(key, names) {
+                problem = problem.hint(format!("did you mean `{near}`?"));
+            }
+            found.problems.push(problem);
+            continue;
+        };
+        if !value.is_null() {
+            one(field, value, &path, found);
+        }
+    }
+}
+
+fn one(field: &Field, value: &Value, path: &str, found: &mut Found) {
+    match field.support {
+        Support::System => return,
+        Support::No => {
+            if !is_empty(value) {
+                found.problems.push(Problem::new(
+                    path,
+                    Reason::Unsupported,
+                    format!("`{}` is not supported yet", field.name),
+                ));
+            }
+            return;
+        }
+        Support::Warn => found.warnings.push(format!("{path} has no effect yet")),
+        Support::Yes => {}
+    }
+    typed(&field.typ, value, path, found);
+    if let (false, Some(text)) = (field.only.is_empty(), value.as_str())
+        && !field.only.iter().any(|only| only == text)
+    {
+        let list = field
+            .only
+            .iter()
+            .filter(|only| !only.is_empty())
+            .map(|only| format!("`{only}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        found.problems.push(Problem::new(
+            path,
+            Reason::NotSupported,
+            format!("`{text}` is not supported; supported: {list}"),
+        ));
+    }
+}
+
+/// Whether an unsupported field says nothing: absent, false, zero, empty.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(set) => !set,
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
+fn typed(typ: &Type, value: &Value, path: &str, found: &mut Found) {
+    let bad = |expected: &str| wrong_type(path, expected, value);
+    match typ {
+        Type::Any => {}
+        Type::Str | Type::Time => {
+            if !value.is_string() {
+                found.problems.push(bad("text").hint_quote(value));
+            }
+        }
+        Type::Int => {
+            if value.as_i64().is_none() {
+                found.problems.push(bad("a whole number"));
+            }
+        }
+        Type::Bool => {
+            if !value.is_boolean() {
+                found.problems.push(bad("true or false"));
+            }
+        }
+        Type::IntOrStr => {
+            if value.as_i64().is_none() && !value.is_string() {
+                found.problems.push(bad("a whole number or text"));
+            }
+        }
+        Type::Quantity => {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Number(number) => number.to_string(),
+                _ => {
+                    found.problems.push(bad("a quantity such as `500m` or `128Mi`"));
+                    return;
+                }
+            };
+            if let Err(error) = Quantity::parse(&text) {
+                found.problems.push(Problem::new(path, Reason::Invalid, error.to_string()));
+            }
+        }
+        Type::Base64 => {
+            let decoded = value.as_str().map(|text| {
+                let clean: String = text.chars().filter(|char| !char.is_ascii_whitespace()).collect();
+                base64::engine::general_purpose::STANDARD.decode(clean).is_ok()
+            });
+            if decoded != Some(true) {
+                found.problems.push(
+                    Problem::new(path, Reason::Invalid, "the value is not base64")
+                        .hint("plain text goes into `stringData`"),
+                );
+            }
+        }
+        Type::Map(inner) => match value.as_object() {
+            None => found.problems.push(bad("a map")),
+            Some(map) => {
+                for (key, value) in map {
+                    typed(inner, value, &join(path, key), found);
+                }
+            }
+        },
+        Type::List(inner) => match value.as_array() {
+            None => found.problems.push(bad("a list")),
+            Some(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    typed(inner, item, &format!("{path}[{index}]"), found);
+                }
+            }
+        },
+        Type::Named(name) => named(name, value, path, found),
+    }
+}
+
+fn wrong_type(path: &str, expected: &str, value: &Value) -> Problem {
+    let is = match value {
+        Value::Null => "nothing".to_owned(),
+        Value::Bool(value) => format!("`{value}`"),
+        Value::Number(number) => format!("the number {number}"),
+        Value::String(text) => format!("the text `{}`", text.chars().take(40).collect::<String>()),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    };
+    Problem::new(path, Reason::Type, format!("expected {expected}, this is {is}"))
+}
+
+trait HintQuote {
+    fn hint_quote(self, value: &Value) -> Self;
+}
+
+impl HintQuote for Problem {
+    /// Numbers and booleans where text belongs are YAML's most common trap.
+    fn hint_quote(self, value: &Value) -> Self {
+        if value.is_number() || value.is_boolean() {
+            self.hint(format!("write it in quotes: \"{value}\""))
+        } else {
+            self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn all_problems_come_in_one_answer() {
+        let value = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x", "lables": {}},
+            "spec": {"replcias": 3, "template": {"spec": {
+                "hostPID": true,
+                "hostIPC": false,
+                "containers": [{"name": 5, "image": "a", "env": [{"name": "A", "value": 1}], "tty": true,
+                                "resources": {"limits": {"memory": "12Qi"}}}],
+                "restartPolicy": "Sometimes",
+            }}},
+        });
+        let found: Vec<String> =
+            strict(crate::kinds::by_word("deploy").unwrap(), &value).iter().map(ToString::to_string).collect();
+        let text = found.join("\n");
+        assert_eq!(found.len(), 8, "{text}");
+        for expected in [
+            "metadata.lables: unknown field `lables` (did you mean `labels`?)",
+            "spec.replcias: unknown field `replcias` (did you mean `replicas`?)",
+            "spec.template.spec.hostPID: `hostPID` is not supported yet",
+            "spec.template.spec.containers[0].name: expected text, this is the number 5 (write it in quotes: \"5\")",
+            "spec.template.spec.containers[0].env[0].value: expected text",
+            "spec.template.spec.containers[0].tty: `tty` is not supported yet",
+            "spec.template.spec.containers[0].resources.limits.memory: ",
+            "spec.template.spec.restartPolicy: `Sometimes` is not supported",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What is wrong with an object, said once for people and programs.
+
+use std::fmt;
+
+/// Line and column, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Line.
+    pub line: usize,
+    /// Column, in characters.
+    pub column: usize,
+}
+
+/// The kind of problem, as the API's `Status` causes name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// No such field.
+    Unknown,
+    /// A field given twice.
+    Duplicate,
+    /// A value of the wrong type.
+    Type,
+    /// A field that must be there.
+    Required,
+    /// A value that makes no sense.
+    Invalid,
+    /// A value that is not one of the supported ones.
+    NotSupported,
+    /// A known field that this release does not do yet.
+    Unsupported,
+    /// A change that is not allowed.
+    Forbidden,
+    /// Too long or too many.
+    TooLong,
+    /// Text that is not YAML or JSON.
+    Syntax,
+}
+
+/// One problem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// `spec.template.spec.containers[0].image`; empty for the document.
+    pub path: String,
+    /// Its kind.
+    pub reason: Reason,
+    /// For people, without the path.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// Where in the text, when that is known.
+    pub position: Option<Position>,
+}
+
+impl Problem {
+    /// A problem without hint and position.
+    pub fn new(path: impl Into<String>, reason: Reason, message: impl Into<String>) -> Self {
+        Self { path: path.into(), reason, message: message.into(), hint: None, position: None }
+    }
+
+    /// With a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(out, "{}: ", self.path)?;
+        }
+        out.write_str(&self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(out, " ({hint})")?;
+        }
+        Ok(())
+    }
+}
