@@ -1,1 +1,11 @@
-//! This node's links, routes and nftables tables: observe, apply, doctor.
+//! Makes this node's links, routes and nftables table match what is desired: observe, diff, apply, doctor.
+//!
+//! One owner thread does all netlink work, in the network namespace it was started for. [`Netd`] is a handle to it.
+#![forbid(unsafe_code)]
+
+mod error;
+mod handle;
+
+pub use coracle_net_model::{Cidr, Desired, Ipam, IpamError, Protocol, ServiceEntry};
+pub use error::NetError;
+pub use handle::{Finding, NetConfig, Netd, PodLink, Report};

@@ -1,1 +1,12 @@
-//! The desired network, the difference to what is there, and nftables message bytes.
+//! The network a node should have, the difference to what is there, and the nftables messages that close it.
+//!
+//! Everything here is values in, values (or message bytes) out; `coracle-netd` talks to the kernel.
+#![forbid(unsafe_code)]
+
+mod cidr;
+mod desired;
+mod ipam;
+
+pub use cidr::{Cidr, CidrError};
+pub use desired::{Desired, Layout, Protocol, ServiceEntry, ServiceKey};
+pub use ipam::{Ipam, IpamError};
