@@ -4,10 +4,20 @@
 //! answers clients are the shells around this room.
 #![forbid(unsafe_code)]
 
+pub mod codec;
 mod command;
+mod fit;
+mod hash;
+mod history;
 mod object;
+mod snapshot;
+mod store;
 mod view;
 
 pub use command::{Expect, Op, Outcome, Rejection, Transaction};
-pub use object::{Key, Object, ObjectError};
+pub use fit::Usage;
+pub use history::Gone;
+pub use object::{Key, Object};
+pub use snapshot::{Frozen, Restore, SnapshotError};
+pub use store::{Applied, EPOCH_STEP, Limits, Store};
 pub use view::{Event, EventKind, View};

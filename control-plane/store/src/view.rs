@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use coracle_base::{Epoch, Generation, Revision};
+use coracle_manifests::view::{list, text};
+use serde_json::Value;
 
-use crate::{Key, Object};
+use crate::{Key, Object, Usage};
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +36,14 @@ pub struct Event {
 /// A consistent, immutable view.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    generation: Generation,
-    objects: imbl::OrdMap<Key, Arc<Object>>,
+    pub(crate) generation: Generation,
+    pub(crate) objects: imbl::OrdMap<Key, Arc<Object>>,
+    /// Pods by the node they are bound to.
+    pub(crate) by_node: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
+    /// Objects by the uids of their owners.
+    pub(crate) by_owner: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
+    /// What the pods of each node ask for together.
+    pub(crate) usage: imbl::OrdMap<Arc<str>, Usage>,
 }
 
 impl View {
@@ -76,30 +84,109 @@ impl View {
         namespace: Option<&'a str>,
     ) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
         let start = Key::new(resource, namespace.unwrap_or(""), "");
-        self.objects
-            .range(start..)
-            .map(|(_, object)| object)
-            .take_while(move |object| {
-                &*object.key.resource == resource && namespace.is_none_or(|wanted| &*object.key.namespace == wanted)
-            })
+        self.objects.range(start..).map(|(_, object)| object).take_while(move |object| {
+            &*object.key.resource == resource && namespace.is_none_or(|wanted| &*object.key.namespace == wanted)
+        })
     }
 
     /// The pods bound to a node.
     pub fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
-        self.list("pods", None).filter(move |pod| pod.tree()["spec"]["nodeName"] == node)
+        indexed(&self.by_node, node)
     }
 
     /// The objects whose `metadata.ownerReferences` name this uid.
     pub fn owned_by<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
-        self.objects.iter().map(|(_, object)| object).filter(move |object| {
-            object.tree()["metadata"]["ownerReferences"]
-                .as_array()
-                .is_some_and(|owners| owners.iter().any(|owner| owner["uid"] == uid))
-        })
+        indexed(&self.by_owner, uid)
     }
 
     /// Every object, in key order.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Object>> {
         self.objects.iter().map(|(_, object)| object)
     }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// What the live pods of a node ask for together.
+    #[must_use]
+    pub fn usage_on(&self, node: &str) -> Usage {
+        self.usage.get(node).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn set_generation(&mut self, generation: Generation) {
+        self.generation = generation;
+    }
+
+    pub(crate) fn insert(&mut self, object: &Arc<Object>) {
+        self.remove(&object.key);
+        let tree = object.peek();
+        for (index, at) in indexes(&object.key, &tree) {
+            if matches!(index, Index::Node) {
+                let usage = self.usage_on(&at).plus(Usage::of_pod(&tree));
+                self.usage.insert(at.clone(), usage);
+            }
+            self.index(index).insert((at, object.key.clone()), object.clone());
+        }
+        self.objects.insert(object.key.clone(), object.clone());
+    }
+
+    pub(crate) fn remove(&mut self, key: &Key) -> Option<Arc<Object>> {
+        let old = self.objects.remove(key)?;
+        let tree = old.peek();
+        for (index, at) in indexes(key, &tree) {
+            self.index(index).remove(&(at.clone(), key.clone()));
+            if matches!(index, Index::Node) {
+                let usage = self.usage_on(&at).minus(Usage::of_pod(&tree));
+                if usage == Usage::default() {
+                    self.usage.remove(&at)
+                } else {
+                    self.usage.insert(at, usage)
+                };
+            }
+        }
+        Some(old)
+    }
+
+    fn index(&mut self, index: Index) -> &mut imbl::OrdMap<(Arc<str>, Key), Arc<Object>> {
+        match index {
+            Index::Node => &mut self.by_node,
+            Index::Owner => &mut self.by_owner,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Index {
+    Node,
+    Owner,
+}
+
+/// Under which words of which index an object stands.
+fn indexes(key: &Key, tree: &Value) -> Vec<(Index, Arc<str>)> {
+    let mut found: Vec<(Index, Arc<str>)> = list(&tree["metadata"]["ownerReferences"])
+        .iter()
+        .filter_map(|owner| owner["uid"].as_str())
+        .map(|uid| (Index::Owner, Arc::from(uid)))
+        .collect();
+    if &*key.resource == "pods" && !text(&tree["spec"]["nodeName"]).is_empty() {
+        found.push((Index::Node, Arc::from(text(&tree["spec"]["nodeName"]))));
+    }
+    found
+}
+
+fn indexed<'a>(
+    index: &'a imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
+    word: &'a str,
+) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
+    let start = (Arc::from(word), Key::new("", "", ""));
+    index.range(start..).take_while(move |((at, _), _)| &**at == word).map(|(_, object)| object)
 }
