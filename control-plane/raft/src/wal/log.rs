@@ -1,0 +1,264 @@
+//! The log itself, synchronous and owned by one thread: commit a frame, start a segment, drop old ones.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::frame;
+use super::index::Index;
+use super::record::Record;
+use super::segment::{self, FIRST_FRAME, NEXT, RESERVE, Start};
+use super::{SECTOR, WalError};
+use crate::disk::{Disk, DiskFile};
+
+/// Whose log it is, and how large its parts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The cluster's id, in every segment.
+    pub cluster: u128,
+    /// This server's id, in every segment.
+    pub node: u64,
+    /// The size of a segment file.
+    pub segment_bytes: u64,
+    /// Space set aside beyond the next segment, given up when the disk is full.
+    pub reserve_bytes: u64,
+}
+
+/// Room on the disk, as the log sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Space {
+    /// All space is set aside as it should be.
+    Free,
+    /// The reserve is being used: deletions and status only.
+    Low,
+    /// The reserve is used up: nothing more is accepted.
+    Out,
+}
+
+/// A segment that holds frames.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub sequence: u64,
+    /// The highest entry it holds; it may go once that is purged.
+    pub last_index: Option<u64>,
+    /// Bytes used by header and frames.
+    pub used: u64,
+}
+
+/// The log.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) config: LogConfig,
+    pub(super) index: Arc<Mutex<Index>>,
+    /// Oldest first; the last one is written to.
+    pub(super) held: VecDeque<Held>,
+    pub(super) file: Arc<dyn DiskFile>,
+    /// The crc of the last frame.
+    pub(super) chain: u32,
+    /// The number of the next frame.
+    pub(super) number: u64,
+    pub(super) next: Option<Arc<dyn DiskFile>>,
+    pub(super) reserved: bool,
+    pub(super) poison: Option<String>,
+}
+
+impl Log {
+    /// Makes records durable, all or none, in one frame and one fdatasync.
+    ///
+    /// # Errors
+    /// The disk refused; the log accepts nothing more, because what a failed sync left on the disk is unknown.
+    pub fn commit(&mut self, records: &[Record]) -> Result<(), WalError> {
+        if let Some(reason) = &self.poison {
+            return Err(WalError::Poisoned(reason.clone()));
+        }
+        self.locked().check(records).map_err(WalError::Order)?;
+        let result = self.write(records);
+        if let Err(error) = &result {
+            self.poison = Some(coracle_base::one_line(error));
+        }
+        result
+    }
+
+    fn write(&mut self, records: &[Record]) -> Result<(), WalError> {
+        let encoded = self.encode(records)?;
+        let fits = self.used() + encoded.bytes.len() as u64 <= self.config.segment_bytes;
+        let encoded = if fits || self.used() <= FIRST_FRAME + SECTOR {
+            encoded
+        } else {
+            self.start_segment()?;
+            // The chain now runs through the new segment's first frame.
+            self.encode(records)?
+        };
+        let offset = self.used();
+        self.file.write_at(&encoded.bytes, offset).map_err(WalError::io("write", self.name()))?;
+        self.file.sync().map_err(WalError::io("sync", self.name()))?;
+        self.took(records, &encoded, offset)
+    }
+
+    fn encode(&self, records: &[Record]) -> Result<frame::Encoded, WalError> {
+        frame::encode(self.number, self.chain, records).map_err(|error| WalError::Io {
+            operation: "encode a frame for",
+            file: self.name(),
+            source: io::Error::other(error),
+        })
+    }
+
+    // The frame is durable.
+    fn took(&mut self, records: &[Record], encoded: &frame::Encoded, offset: u64) -> Result<(), WalError> {
+        let name = self.name();
+        let Some(held) = self.held.back_mut() else { return Err(WalError::Closed) };
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        for (record, start, end) in spans(records, encoded) {
+            index.apply(record, held.sequence, offset, (end - start) as u32).map_err(|what| WalError::Corrupt {
+                file: name.clone(),
+                offset,
+                what,
+            })?;
+            if let Record::Entry(entry) = record {
+                held.last_index = held.last_index.max(Some(entry.at.index));
+            }
+        }
+        held.used = offset + encoded.bytes.len() as u64;
+        self.chain = encoded.crc;
+        self.number += 1;
+        Ok(())
+    }
+
+    /// What the log holds; shared with readers.
+    #[must_use]
+    pub fn index(&self) -> Arc<Mutex<Index>> {
+        self.index.clone()
+    }
+
+    /// Bytes in use on disk by frames.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.held.iter().map(|held| held.used).sum()
+    }
+
+    /// Room for more.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        if self.next.is_some() && self.reserved {
+            return Space::Free;
+        }
+        let next = if self.next.is_some() { self.config.segment_bytes } else { 0 };
+        let room = self.config.segment_bytes.saturating_sub(self.used()) + next;
+        // What was accepted before must still fit, and votes and leaders' blanks with it.
+        if room > self.config.segment_bytes / 4 { Space::Low } else { Space::Out }
+    }
+
+    /// Sets space aside: the next segment first, then the reserve, which is given up for the next segment when the disk is full.
+    ///
+    /// # Errors
+    /// The disk fails for another reason than being full.
+    pub fn prepare(&mut self) -> Result<Space, WalError> {
+        if self.next.is_none() {
+            self.next = self.set_aside(NEXT, self.config.segment_bytes)?;
+            if self.next.is_none() && self.reserved {
+                self.reserved = false;
+                self.disk.remove(RESERVE).map_err(WalError::io("remove", RESERVE))?;
+                self.disk.sync_names().map_err(WalError::io("sync the directory of", RESERVE))?;
+                self.next = self.set_aside(NEXT, self.config.segment_bytes)?;
+            }
+        }
+        if self.next.is_some() && !self.reserved {
+            self.reserved = self.set_aside(RESERVE, self.config.reserve_bytes)?.is_some();
+        }
+        Ok(self.space())
+    }
+
+    fn set_aside(&self, name: &str, bytes: u64) -> Result<Option<Arc<dyn DiskFile>>, WalError> {
+        let made = self.disk.create(name).and_then(|file| file.allocate(bytes).map(|()| file));
+        match made {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if is_full(&error) => {
+                // Whatever part of it exists is worth more to others.
+                match self.disk.remove(name) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(WalError::io("remove", name)(error)),
+                    _ => Ok(None),
+                }
+            }
+            Err(error) => Err(WalError::io("allocate", name)(error)),
+        }
+    }
+
+    /// Removes segments that hold purged entries only.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub fn drop_purged(&mut self) -> Result<(), WalError> {
+        let purged = self.locked().purged.map(|at| at.index);
+        while self.held.len() > 1
+            && self.held[0].last_index.is_none_or(|last| purged.is_some_and(|purged| last <= purged))
+        {
+            let Some(old) = self.held.pop_front() else { break };
+            self.locked().files.remove(&old.sequence);
+            let name = segment::name(old.sequence);
+            self.disk.remove(&name).map_err(WalError::io("remove", &name))?;
+            // One at a time, so that no crash leaves a hole between segments.
+            self.disk.sync_names().map_err(WalError::io("sync the directory of", &name))?;
+        }
+        Ok(())
+    }
+
+    // The new segment begins with all that must not be lost when older ones go.
+    fn start_segment(&mut self) -> Result<(), WalError> {
+        let file = match self.next.take() {
+            Some(file) => file,
+            None => {
+                self.prepare()?;
+                let full = || WalError::io("allocate", NEXT)(io::Error::from(io::ErrorKind::StorageFull));
+                self.next.take().ok_or_else(full)?
+            }
+        };
+        let sequence = self.held.back().map_or(1, |held| held.sequence + 1);
+        let name = segment::name(sequence);
+        let start = Start { sequence, first_frame: self.number, before: self.chain };
+        let records = self.lasting();
+        let encoded = self.encode(&records)?;
+        let mut bytes = start.encode(&self.config);
+        bytes.extend_from_slice(&encoded.bytes);
+        file.write_at(&bytes, 0).map_err(WalError::io("write", NEXT))?;
+        file.sync().map_err(WalError::io("sync", NEXT))?;
+        self.disk.rename(NEXT, &name).map_err(WalError::io("rename", NEXT))?;
+        self.disk.sync_names().map_err(WalError::io("sync the directory of", &name))?;
+        // Gives the unused tail back; should the cut be lost, zeros follow, which is as good.
+        self.file.set_size(self.used()).map_err(WalError::io("cut", self.name()))?;
+        self.locked().files.insert(sequence, file.clone());
+        self.file = file;
+        self.held.push_back(Held { sequence, last_index: None, used: FIRST_FRAME });
+        self.took(&records, &encoded, FIRST_FRAME)
+    }
+
+    pub(super) fn lasting(&self) -> Vec<Record> {
+        let index = self.locked();
+        let ballot = index.ballot.map(Record::Ballot);
+        let committed = index.committed.map(Record::Committed);
+        let purged = index.purged.map(Record::Purge);
+        ballot.into_iter().chain(committed).chain(purged).collect()
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used(&self) -> u64 {
+        self.held.back().map_or(FIRST_FRAME, |held| held.used)
+    }
+
+    fn name(&self) -> String {
+        segment::name(self.held.back().map_or(0, |held| held.sequence))
+    }
+}
+
+/// Each record with where it starts and ends in the frame.
+fn spans<'a>(records: &'a [Record], encoded: &'a frame::Encoded) -> impl Iterator<Item = (&'a Record, usize, usize)> {
+    let ends = encoded.starts.iter().skip(1).copied().chain([encoded.bytes.len()]);
+    records.iter().zip(encoded.starts.iter().copied()).zip(ends).map(|((record, start), end)| (record, start, end))
+}
+
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,196 @@
+//! A segment file: its name, its header, and walking its frames.
+
+use std::sync::Arc;
+
+use coracle_store::codec::{Reader, Writer};
+
+use super::frame::{self, HEADER, Head};
+use super::{FORMAT, LogConfig, SECTOR, WalError};
+use crate::disk::{Disk, DiskFile};
+
+/// Where frames begin.
+pub(super) const FIRST_FRAME: u64 = SECTOR;
+/// The segment being made ready.
+pub(super) const NEXT: &str = "next.wal";
+/// Space set aside for deletions on a full disk.
+pub(super) const RESERVE: &str = "reserve";
+
+const MAGIC: &[u8; 8] = b"CORACLOG";
+
+pub(super) fn name(sequence: u64) -> String {
+    format!("{sequence:010}.wal")
+}
+
+pub(super) fn sequence_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".wal")?;
+    if digits.len() < 10 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+/// What stands at the start of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Start {
+    pub sequence: u64,
+    pub first_frame: u64,
+    /// The crc of the frame before the first.
+    pub before: u32,
+}
+
+impl Start {
+    /// One sector.
+    pub fn encode(&self, config: &LogConfig) -> Vec<u8> {
+        let mut out = Writer::new();
+        for byte in MAGIC {
+            out.u8(*byte);
+        }
+        out.u16(FORMAT);
+        out.u64(config.cluster as u64);
+        out.u64((config.cluster >> 64) as u64);
+        out.u64(config.node);
+        out.u64(self.sequence);
+        out.u64(self.first_frame);
+        out.u32(self.before);
+        let mut bytes = out.into_bytes();
+        let crc = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes.resize(SECTOR as usize, 0);
+        bytes
+    }
+
+    pub fn read(file: &dyn DiskFile, name: &str, config: &LogConfig) -> Result<Self, WalError> {
+        let corrupt = |what: &str| WalError::Corrupt { file: name.to_owned(), offset: 0, what: what.to_owned() };
+        let mut bytes = [0; SECTOR as usize];
+        if file.size().map_err(WalError::io("measure", name))? < SECTOR {
+            return Err(corrupt("the segment ends within its header"));
+        }
+        file.read_at(&mut bytes, 0).map_err(WalError::io("read", name))?;
+        let bad = |_| corrupt("the segment's header ends early");
+        let mut input = Reader::new(&bytes);
+        if input.take(MAGIC.len(), "a magic").map_err(bad)? != MAGIC {
+            return Err(corrupt("it does not begin like a segment"));
+        }
+        let found = input.u16("a format").map_err(bad)?;
+        if found == 0 || found > FORMAT {
+            return Err(WalError::Format { file: name.to_owned(), found });
+        }
+        let cluster = u128::from(input.u64("a cluster").map_err(bad)?);
+        let cluster = cluster | u128::from(input.u64("a cluster").map_err(bad)?) << 64;
+        let node = input.u64("a server").map_err(bad)?;
+        let start = Self {
+            sequence: input.u64("a number").map_err(bad)?,
+            first_frame: input.u64("a number").map_err(bad)?,
+            before: input.u32("a crc").map_err(bad)?,
+        };
+        let covered = bytes.len() - input.left();
+        if input.u32("a crc").map_err(bad)? != crc32c::crc32c(&bytes[..covered]) {
+            return Err(corrupt("the checksum of the segment's header does not match"));
+        }
+        if (cluster, node) != (config.cluster, config.node) {
+            let what = format!(
+                "server {node:016x} of cluster {cluster:032x}, this is server {:016x} of cluster {:032x}",
+                config.node, config.cluster
+            );
+            return Err(WalError::Foreign { file: name.to_owned(), what });
+        }
+        Ok(start)
+    }
+}
+
+/// What is found where a frame should begin.
+pub(super) enum Found {
+    /// A whole frame: its head and its bytes without the padding.
+    Frame(Head, Vec<u8>),
+    /// Nothing that can be read as a frame.
+    Nothing,
+}
+
+/// An open segment, for walking.
+pub(super) struct Segment {
+    pub name: String,
+    pub sequence: u64,
+    pub file: Arc<dyn DiskFile>,
+    pub size: u64,
+}
+
+impl Segment {
+    pub fn open(disk: &dyn Disk, sequence: u64) -> Result<Self, WalError> {
+        let name = name(sequence);
+        let file = disk.open(&name).map_err(WalError::io("open", &name))?;
+        let size = file.size().map_err(WalError::io("measure", &name))?;
+        Ok(Self { name, sequence, file, size })
+    }
+
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), WalError> {
+        self.file.read_at(buffer, offset).map_err(WalError::io("read", &self.name))
+    }
+
+    pub fn corrupt(&self, offset: u64, what: impl Into<String>) -> WalError {
+        WalError::Corrupt { file: self.name.clone(), offset, what: what.into() }
+    }
+
+    pub fn frame_at(&self, offset: u64) -> Result<Found, WalError> {
+        if offset + HEADER as u64 > self.size {
+            return Ok(Found::Nothing);
+        }
+        let mut bytes = vec![0; HEADER];
+        self.read(&mut bytes, offset)?;
+        let Some(head) = Head::read(&bytes) else { return Ok(Found::Nothing) };
+        let whole = HEADER as u64 + u64::from(head.length);
+        if offset + whole > self.size {
+            return Ok(Found::Nothing);
+        }
+        bytes.resize(whole as usize, 0);
+        self.read(&mut bytes[HEADER..], offset + HEADER as u64)?;
+        if frame::checksum(&bytes) != head.crc {
+            return Ok(Found::Nothing);
+        }
+        Ok(Found::Frame(head, bytes))
+    }
+
+    /// The offset of the first valid frame behind `offset` whose number is `least` or higher.
+    pub fn later_frame(&self, offset: u64, least: u64) -> Result<Option<u64>, WalError> {
+        let mut at = offset + SECTOR;
+        while let Some(data) = self.file.next_data(at).map_err(WalError::io("search", &self.name))? {
+            at = at.max(data - data % SECTOR);
+            // Holes are searched for once a megabyte, so that a search through data costs no system call a sector.
+            let until = (at + (1 << 20)).min(self.size);
+            while at + HEADER as u64 <= until {
+                if let Found::Frame(head, _) = self.frame_at(at)?
+                    && head.number >= least
+                {
+                    return Ok(Some(at));
+                }
+                at += SECTOR;
+            }
+            if at + HEADER as u64 > self.size {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes everything at and behind `offset` zeros: what a torn frame left. Overwriting keeps the space that is set aside,
+    /// which a full disk would not give back after a cut.
+    pub fn clear_from(&self, offset: u64) -> Result<(), WalError> {
+        let mut at = offset;
+        let mut buffer = vec![0; 1 << 16];
+        let mut cleared = false;
+        while let Some(data) = self.file.next_data(at).map_err(WalError::io("search", &self.name))? {
+            at = at.max(data);
+            let length = (self.size - at).min(buffer.len() as u64) as usize;
+            self.read(&mut buffer[..length], at)?;
+            if buffer[..length].iter().any(|byte| *byte != 0) {
+                buffer[..length].fill(0);
+                self.file.write_at(&buffer[..length], at).map_err(WalError::io("clear", &self.name))?;
+                cleared = true;
+            }
+            at += length as u64;
+        }
+        if cleared {
+            self.file.sync().map_err(WalError::io("sync", &self.name))?;
+        }
+        Ok(())
+    }
+}

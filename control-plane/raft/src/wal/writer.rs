@@ -1,0 +1,253 @@
+//! The log's thread: whatever is queued becomes one frame. No async task ever waits for a disk.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{Index, Log, Position, Record, Space, WalError};
+
+/// Called on the log's thread once the records are durable, or are not and never will be.
+pub type Durable = Box<dyn FnOnce(Result<(), Arc<WalError>>) + Send>;
+
+/// Records of one frame, in bytes of memory: beyond it a frame is written before more is taken from the queue.
+const FRAME_BYTES: usize = 4 << 20;
+
+/// How long until a full disk is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+enum Job {
+    Commit(Vec<Record>, Durable),
+    Stop,
+}
+
+/// What the thread counts.
+#[derive(Debug, Default)]
+pub struct WriterStats {
+    durations: Mutex<Vec<u32>>,
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    space: AtomicU8,
+}
+
+/// How many of the last frames are remembered.
+const REMEMBERED: usize = 1024;
+
+impl WriterStats {
+    fn frame_took(&self, took: Duration) {
+        let micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        let at = self.frames.fetch_add(1, Ordering::Relaxed) as usize;
+        let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
+        if durations.len() < REMEMBERED {
+            durations.push(micros);
+        } else {
+            durations[at % REMEMBERED] = micros;
+        }
+    }
+
+    /// Frames written since the start.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in use by the log.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Room on the disk.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        match self.space.load(Ordering::Relaxed) {
+            0 => Space::Free,
+            1 => Space::Low,
+            _ => Space::Out,
+        }
+    }
+
+    /// How long the given share (0 to 1) of the last frames took at most to become durable.
+    #[must_use]
+    pub fn durable_after(&self, share: f64) -> Duration {
+        let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        durations.sort_unstable();
+        let at = ((durations.len() as f64 * share) as usize).min(durations.len().saturating_sub(1));
+        Duration::from_micros(durations.get(at).copied().unwrap_or(0).into())
+    }
+}
+
+/// The handle of the log's thread.
+#[derive(Debug)]
+pub struct Writer {
+    jobs: SyncSender<Job>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    index: Arc<Mutex<Index>>,
+    stats: Arc<WriterStats>,
+    committed: Arc<Mutex<Option<Position>>>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn start(log: Log) -> std::io::Result<Self> {
+        // Raft has few appends in flight at a time; a sender that meets a full queue waits for the disk, as it should.
+        let (jobs, queue) = sync_channel(1024);
+        let index = log.index();
+        let stats = Arc::new(WriterStats::default());
+        let committed = Arc::new(Mutex::new(None));
+        let worker = Worker { log, queue, stats: stats.clone(), committed: committed.clone() };
+        worker.publish();
+        let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || worker.run())?;
+        Ok(Self { jobs, thread: Mutex::new(Some(thread)), index, stats, committed })
+    }
+
+    /// Queues records; `done` is called when they are durable.
+    pub fn commit(&self, records: Vec<Record>, done: Durable) {
+        if let Err(refused) = self.jobs.send(Job::Commit(records, done))
+            && let Job::Commit(_, done) = refused.0
+        {
+            done(Err(Arc::new(WalError::Closed)));
+        }
+    }
+
+    /// Remembers the committed position: it goes into the next frame and needs none of its own, because a log that knows an
+    /// older one is still right.
+    pub fn committed(&self, at: Position) {
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// What the log holds.
+    #[must_use]
+    pub fn index(&self) -> &Arc<Mutex<Index>> {
+        &self.index
+    }
+
+    /// What the thread counts.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<WriterStats> {
+        &self.stats
+    }
+
+    /// Writes what is queued, then ends the thread. Blocks.
+    pub fn stop(&self) {
+        // A closed queue means that it has ended already.
+        let _ = self.jobs.send(Job::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the log's thread panicked");
+        }
+    }
+}
+
+struct Worker {
+    log: Log,
+    queue: Receiver<Job>,
+    stats: Arc<WriterStats>,
+    committed: Arc<Mutex<Option<Position>>>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        loop {
+            let job = if self.log.space() == Space::Free {
+                self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.queue.recv_timeout(RETRY)
+            };
+            match job {
+                Ok(Job::Commit(records, done)) => {
+                    if !self.commit(records, done) {
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.prepare();
+        }
+        let last = self.take_committed();
+        if !last.is_empty()
+            && let Err(error) = self.log.commit(&last)
+        {
+            tracing::warn!(error = %coracle_base::one_line(&error), "the committed index was not written at the end");
+        }
+    }
+
+    // Everything queued, in one frame; gives false when the thread was told to stop meanwhile.
+    fn commit(&mut self, first: Vec<Record>, done: Durable) -> bool {
+        let mut waiting = vec![done];
+        let mut records = self.take_committed();
+        let mut weight = weigh(&first);
+        records.extend(first);
+        let mut go_on = true;
+        while weight < FRAME_BYTES {
+            match self.queue.try_recv() {
+                Ok(Job::Commit(more, done)) => {
+                    weight += weigh(&more);
+                    records.extend(more);
+                    waiting.push(done);
+                }
+                Ok(Job::Stop) => {
+                    go_on = false;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let begun = Instant::now();
+        let mut result = self.log.commit(&records);
+        self.stats.frame_took(begun.elapsed());
+        if result.is_ok() && records.iter().any(|record| matches!(record, Record::Purge(_))) {
+            result = self.log.drop_purged();
+        }
+        if let Err(error) = &result {
+            tracing::error!(error = %coracle_base::one_line(error), "the log failed; nothing more is acknowledged");
+        }
+        let result = result.map_err(Arc::new);
+        self.publish();
+        for done in waiting {
+            done(result.clone());
+        }
+        go_on
+    }
+
+    fn take_committed(&self) -> Vec<Record> {
+        let at = self.committed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        at.map(Record::Committed).into_iter().collect()
+    }
+
+    // After the answers: nobody waits for space that is needed later.
+    fn prepare(&mut self) {
+        let before = self.log.space();
+        match self.log.prepare() {
+            Ok(after) if after > before || (after != Space::Free && self.stats.space() == Space::Free) => {
+                tracing::warn!(space = ?after, "the log's disk is full: only deletions and status are accepted");
+            }
+            Ok(Space::Free) if before != Space::Free && self.stats.space() != Space::Free => {
+                tracing::info!("the log's disk has room again");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(error = %coracle_base::one_line(&error), "cannot set log space aside"),
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.stats.bytes.store(self.log.bytes(), Ordering::Relaxed);
+        self.stats.space.store(self.log.space() as u8, Ordering::Relaxed);
+    }
+}
+
+fn weigh(records: &[Record]) -> usize {
+    let entry = |record: &Record| match record {
+        Record::Entry(entry) => entry.weight(),
+        _ => size_of::<Record>(),
+    };
+    records.iter().map(entry).sum()
+}
