@@ -1,0 +1,338 @@
+//! The compiler: an OCI runtime spec becomes a plan. What the spec asks for and a plan cannot do is refused by name.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Capability, LinuxCapabilities, Mount, Process, Spec};
+
+use crate::wire::{Encoder, Op};
+
+const RDONLY: u64 = 1;
+const NOSUID: u64 = 2;
+const NODEV: u64 = 4;
+const NOEXEC: u64 = 8;
+const CLONE_NEWNS: u64 = 0x0002_0000;
+const CLONE_NEWCGROUP: u64 = 0x0200_0000;
+
+/// A plan and what must be opened for it: descriptor 0 is the detached root mount, then one `cgroup.procs` each of
+/// `cgroups`, then the binds in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// For podmon.
+    pub bytes: Vec<u8>,
+    /// Trees of the host to open.
+    pub binds: Vec<BindSource>,
+}
+
+/// A part of the host that the container is to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindSource {
+    /// Absolute.
+    pub path: PathBuf,
+    /// With what is mounted below it.
+    pub recursive: bool,
+}
+
+/// Why a spec has no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// A field that must be there.
+    #[error("the container's spec has no {0}")]
+    Missing(&'static str),
+    /// A field this runtime does not do.
+    #[error("{0} is not supported by this runtime")]
+    Unsupported(String),
+    /// A value that makes no sense.
+    #[error("{field}: `{value}` {reason}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// In words.
+        reason: &'static str,
+    },
+}
+
+/// The capabilities of a container that asks for none: Docker's set without `MKNOD` (a container has no use for it: its root
+/// is mounted without devices).
+#[must_use]
+pub fn default_capabilities() -> Vec<Capability> {
+    use Capability as C;
+    vec![
+        C::Chown,
+        C::DacOverride,
+        C::Fsetid,
+        C::Fowner,
+        C::NetRaw,
+        C::Setgid,
+        C::Setuid,
+        C::Setfcap,
+        C::Setpcap,
+        C::NetBindService,
+        C::SysChroot,
+        C::Kill,
+        C::AuditWrite,
+    ]
+}
+
+/// Compiles a container's spec. `cgroups` = how many `cgroup.procs` are passed; `stage` = an existing folder of the host to
+/// attach the root at, in the child's own mount namespace only.
+///
+/// # Errors
+/// What is missing, unsupported or makes no sense, by field.
+pub fn compile(spec: &Spec, cgroups: u32, stage: &Path) -> Result<Plan, CompileError> {
+    refuse_unsupported(spec)?;
+    let process = spec.process().as_ref().ok_or(CompileError::Missing("process"))?;
+    let mut plan = Encoder::new();
+    if let Some(score) = process.oom_score_adj() {
+        let value = u32::try_from(i64::from(score).clamp(-1000, 1000) + 1000).unwrap_or(1000);
+        plan.op(&Op::OomScore { value });
+    }
+    for fd in 1..=cgroups {
+        plan.op(&Op::Cgroup { fd });
+    }
+    plan.op(&Op::Unshare { flags: CLONE_NEWCGROUP });
+    plan.op(&Op::Root { fd: 0, stage: stage.as_os_str().as_encoded_bytes() });
+    let mut binds = Vec::new();
+    let mut dev = false;
+    for mount in spec.mounts().iter().flatten() {
+        dev |= mount.destination() == Path::new("/dev");
+        one_mount(&mut plan, mount, 1 + cgroups, &mut binds)?;
+        if mount.destination() == Path::new("/dev") {
+            devices(&mut plan);
+        }
+    }
+    if !dev {
+        return Err(CompileError::Missing("mount of /dev"));
+    }
+    let linux = spec.linux().as_ref();
+    for path in linux.and_then(|linux| linux.masked_paths().as_ref()).into_iter().flatten() {
+        plan.op(&Op::Mask { path: path.as_bytes() });
+    }
+    for path in linux.and_then(|linux| linux.readonly_paths().as_ref()).into_iter().flatten() {
+        plan.op(&Op::Readonly { path: path.as_bytes() });
+    }
+    if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false) {
+        plan.op(&Op::RootReadonly);
+    }
+    plan.op(&Op::Pivot);
+    self::process(&mut plan, process, true)?;
+    Ok(Plan { bytes: plan.finish(), binds })
+}
+
+/// Compiles a process for a running container: descriptor 0 is the container, then one `cgroup.procs` each of `cgroups`.
+///
+/// # Errors
+/// As `compile`.
+pub fn compile_exec(process: &Process, cgroups: u32) -> Result<Vec<u8>, CompileError> {
+    let mut plan = Encoder::new();
+    for fd in 1..=cgroups {
+        plan.op(&Op::Cgroup { fd });
+    }
+    plan.op(&Op::Join { fd: 0, flags: CLONE_NEWNS | CLONE_NEWCGROUP });
+    self::process(&mut plan, process, false)?;
+    Ok(plan.finish())
+}
+
+fn refuse_unsupported(spec: &Spec) -> Result<(), CompileError> {
+    let no = |what: &str| Err(CompileError::Unsupported(what.to_owned()));
+    if spec.hooks().is_some() {
+        return no("hooks");
+    }
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    if linux.seccomp().is_some() {
+        return no("linux.seccomp");
+    }
+    if linux.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()) {
+        return no("linux.uidMappings");
+    }
+    if linux.sysctl().as_ref().is_some_and(|sysctl| !sysctl.is_empty()) {
+        return no("linux.sysctl");
+    }
+    if linux.devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return no("linux.devices");
+    }
+    if linux
+        .rootfs_propagation()
+        .as_ref()
+        .is_some_and(|kind| !kind.is_empty() && kind != "private" && kind != "rprivate")
+    {
+        return no("linux.rootfsPropagation");
+    }
+    Ok(())
+}
+
+/// What the options of a mount say: attributes, and what is for the file system itself.
+fn split_options(options: &[String]) -> (u64, bool, bool, Vec<&str>) {
+    let (mut attributes, mut bind, mut recursive, mut own) = (0, false, false, Vec::new());
+    for option in options {
+        match option.as_str() {
+            "ro" => attributes |= RDONLY,
+            "nosuid" => attributes |= NOSUID,
+            "nodev" => attributes |= NODEV,
+            "noexec" => attributes |= NOEXEC,
+            "noatime" => attributes |= 0x10,
+            "strictatime" => attributes |= 0x20,
+            "bind" => bind = true,
+            "rbind" => (bind, recursive) = (true, true),
+            "rw" | "suid" | "dev" | "exec" | "relatime" | "private" | "rprivate" | "slave" | "rslave" => {}
+            other => own.push(other),
+        }
+    }
+    (attributes, bind, recursive, own)
+}
+
+fn one_mount(
+    plan: &mut Encoder,
+    mount: &Mount,
+    first_bind: u32,
+    binds: &mut Vec<BindSource>,
+) -> Result<(), CompileError> {
+    let options = mount.options().clone().unwrap_or_default();
+    let (attributes, bind, recursive, own) = split_options(&options);
+    let target = mount.destination();
+    if !target.is_absolute() {
+        let value = target.display().to_string();
+        return Err(CompileError::Invalid { field: "mounts.destination", value, reason: "is not absolute" });
+    }
+    let target = target.as_os_str().as_encoded_bytes();
+    let kind = mount.typ().clone().unwrap_or_default();
+    if bind || kind == "bind" {
+        let source = mount.source().clone().ok_or(CompileError::Missing("source of a bind mount"))?;
+        if !source.is_absolute() {
+            let value = source.display().to_string();
+            return Err(CompileError::Invalid { field: "mounts.source", value, reason: "is not absolute" });
+        }
+        if let Some(unknown) = own.first() {
+            return Err(CompileError::Unsupported(format!("mount option `{unknown}`")));
+        }
+        let fd = first_bind + u32::try_from(binds.len()).unwrap_or(u32::MAX - first_bind);
+        binds.push(BindSource { path: source, recursive });
+        plan.op(&Op::Bind { fd, target, attributes });
+        return Ok(());
+    }
+    if !matches!(kind.as_str(), "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup") {
+        return Err(CompileError::Unsupported(format!("a mount of type `{kind}`")));
+    }
+    if kind == "cgroup" {
+        return Err(CompileError::Unsupported("a mount of type `cgroup`".to_owned()));
+    }
+    let options: Vec<&[u8]> = own.iter().map(|option| option.as_bytes()).collect();
+    plan.op(&Op::NewFs { kind: kind.as_bytes(), target, attributes, options });
+    Ok(())
+}
+
+fn devices(plan: &mut Encoder) {
+    const CHARACTER: u32 = 0o020_000;
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        plan.op(&Op::Device { path: format!("/dev/{name}").as_bytes(), mode: CHARACTER | 0o666, major, minor });
+    }
+    for (to, name) in [
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+        ("pts/ptmx", "ptmx"),
+    ] {
+        plan.op(&Op::Symlink { to: to.as_bytes(), path: format!("/dev/{name}").as_bytes() });
+    }
+}
+
+fn process(plan: &mut Encoder, process: &Process, create_cwd: bool) -> Result<(), CompileError> {
+    if process.terminal().unwrap_or(false) {
+        return Err(CompileError::Unsupported("process.terminal".to_owned()));
+    }
+    if process.selinux_label().as_ref().is_some_and(|label| !label.is_empty()) {
+        return Err(CompileError::Unsupported("process.selinuxLabel".to_owned()));
+    }
+    if process.apparmor_profile().as_ref().is_some_and(|profile| !profile.is_empty()) {
+        return Err(CompileError::Unsupported("process.apparmorProfile".to_owned()));
+    }
+    for limit in process.rlimits().iter().flatten() {
+        plan.op(&Op::Rlimit { resource: limit.typ() as u32, soft: limit.soft(), hard: limit.hard() });
+    }
+    let cwd = process.cwd();
+    if !cwd.is_absolute() {
+        let value = cwd.display().to_string();
+        return Err(CompileError::Invalid { field: "process.cwd", value, reason: "is not absolute" });
+    }
+    plan.op(&Op::Chdir { path: cwd.as_os_str().as_encoded_bytes(), create: create_cwd });
+    let user = process.user();
+    plan.op(&Op::Umask { mode: user.umask().unwrap_or(0o022) });
+    if process.no_new_privileges().unwrap_or(false) {
+        plan.op(&Op::NoNewPrivs);
+    }
+    let capabilities = process.capabilities().as_ref().map_or(0, mask);
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    plan.op(&Op::Identity { uid: user.uid(), gid: user.gid(), groups, capabilities });
+    let args = process.args().clone().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(CompileError::Missing("command (neither the pod nor the image names one)"));
+    }
+    let env = process.env().clone().unwrap_or_default();
+    for text in args.iter().chain(&env) {
+        if text.contains('\0') {
+            let value = text.replace('\0', "\\0");
+            return Err(CompileError::Invalid { field: "process", value, reason: "holds a NUL" });
+        }
+    }
+    let bytes = |texts: &[String]| -> Vec<Vec<u8>> { texts.iter().map(|text| text.as_bytes().to_vec()).collect() };
+    let (args, env) = (bytes(&args), bytes(&env));
+    plan.op(&Op::Exec { args: args.iter().map(Vec::as_slice).collect(), env: env.iter().map(Vec::as_slice).collect() });
+    Ok(())
+}
+
+/// The bit mask of the bounding set.
+fn mask(capabilities: &LinuxCapabilities) -> u64 {
+    capabilities.bounding().iter().flatten().fold(0, |mask, capability| mask | 1 << number(*capability))
+}
+
+/// capabilities(7), in the kernel's order.
+fn number(capability: Capability) -> u32 {
+    use Capability as C;
+    match capability {
+        C::Chown => 0,
+        C::DacOverride => 1,
+        C::DacReadSearch => 2,
+        C::Fowner => 3,
+        C::Fsetid => 4,
+        C::Kill => 5,
+        C::Setgid => 6,
+        C::Setuid => 7,
+        C::Setpcap => 8,
+        C::LinuxImmutable => 9,
+        C::NetBindService => 10,
+        C::NetBroadcast => 11,
+        C::NetAdmin => 12,
+        C::NetRaw => 13,
+        C::IpcLock => 14,
+        C::IpcOwner => 15,
+        C::SysModule => 16,
+        C::SysRawio => 17,
+        C::SysChroot => 18,
+        C::SysPtrace => 19,
+        C::SysPacct => 20,
+        C::SysAdmin => 21,
+        C::SysBoot => 22,
+        C::SysNice => 23,
+        C::SysResource => 24,
+        C::SysTime => 25,
+        C::SysTtyConfig => 26,
+        C::Mknod => 27,
+        C::Lease => 28,
+        C::AuditWrite => 29,
+        C::AuditControl => 30,
+        C::Setfcap => 31,
+        C::MacOverride => 32,
+        C::MacAdmin => 33,
+        C::Syslog => 34,
+        C::WakeAlarm => 35,
+        C::BlockSuspend => 36,
+        C::AuditRead => 37,
+        C::Perfmon => 38,
+        C::Bpf => 39,
+        C::CheckpointRestore => 40,
+    }
+}

@@ -1,0 +1,569 @@
+//! One pod: its namespaces, its socket, its containers and execs, and the loop that waits for all of them.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt as _;
+
+use coracle_plan::message::{Fields, MAX_FDS, MAX_PACKET, Packet, Record, answer, request};
+use coracle_plan::wire::MAX_PLAN;
+
+use crate::child;
+use crate::log::{Log, Pending};
+use crate::sys::{self, Sys, check};
+
+const MAX_CONTAINERS: usize = 128;
+const MAX_CLIENTS: usize = 4;
+
+struct Container {
+    record: Record,
+    log: Log,
+    outputs: [Option<(OwnedFd, Pending)>; 2],
+    pidfd: Option<OwnedFd>,
+    oom_counter: Option<File>,
+    oom_before: u64,
+    cgroup: Option<OwnedFd>,
+}
+
+struct Exec {
+    id: u32,
+    pid: i32,
+}
+
+/// The pod's process.
+pub(crate) struct Pod {
+    listener: OwnedFd,
+    clients: Vec<OwnedFd>,
+    signals: OwnedFd,
+    own_pidns: OwnedFd,
+    journal: File,
+    containers: Vec<Container>,
+    execs: Vec<Exec>,
+    ending: bool,
+}
+
+/// Enters fresh namespaces, listens, and leaves the agent's process group. `None` in the parent, once the socket listens.
+pub(crate) fn start(
+    dir: &str,
+    hostname: &str,
+    host_network: bool,
+) -> Result<Option<Pod>, (&'static str, std::io::Error)> {
+    let fail = |what| move |errno| (what, std::io::Error::from_raw_os_error(errno));
+    let mut flags = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    if !host_network {
+        flags |= libc::CLONE_NEWNET;
+    }
+    // SAFETY: no memory is involved but the name's, which outlives its call.
+    unsafe {
+        check(i64::from(libc::unshare(flags))).map_err(fail("make namespaces"))?;
+        check(i64::from(libc::sethostname(hostname.as_ptr().cast(), hostname.len())))
+            .map_err(fail("set the host name"))?;
+        libc::umask(0o077);
+    }
+    let listener = listen(&format!("{dir}/podmon.sock")).map_err(fail("listen"))?;
+    let journal = File::options()
+        .create(true)
+        .append(true)
+        .open(format!("{dir}/exits"))
+        .map_err(|error| ("open the journal", error))?;
+    // SAFETY: this process has one thread; the parent only returns.
+    if check(i64::from(unsafe { libc::fork() })).map_err(fail("fork"))? != 0 {
+        return Ok(None);
+    }
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(|error| ("open /dev/null", error))?;
+    // SAFETY: descriptors and calls of our own process.
+    let signals = unsafe {
+        libc::setsid();
+        for number in 0..3 {
+            libc::dup2(null.as_raw_fd(), number);
+        }
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        libc::chdir(c"/".as_ptr());
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        for ignored in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+            libc::signal(ignored, libc::SIG_IGN);
+        }
+        sys::owned(i64::from(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)))
+    }
+    .map_err(fail("watch for signals"))?;
+    let own_pidns = File::open("/proc/self/ns/pid").map_err(|error| ("open the pid namespace", error))?.into();
+    let _ = std::fs::write(format!("{dir}/pid"), std::process::id().to_string());
+    Ok(Some(Pod {
+        listener,
+        clients: Vec::new(),
+        signals,
+        own_pidns,
+        journal,
+        containers: Vec::new(),
+        execs: Vec::new(),
+        ending: false,
+    }))
+}
+
+fn listen(path: &str) -> Sys<OwnedFd> {
+    let _ = std::fs::remove_file(path);
+    // SAFETY: the address is initialised, and its path is checked to fit.
+    unsafe {
+        let socket = sys::owned(i64::from(libc::socket(
+            libc::AF_UNIX,
+            libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        )))?;
+        let mut address: libc::sockaddr_un = std::mem::zeroed();
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        if path.len() >= address.sun_path.len() {
+            return Err(libc::ENAMETOOLONG);
+        }
+        for (slot, byte) in address.sun_path.iter_mut().zip(path.bytes()) {
+            *slot = byte as libc::c_char;
+        }
+        check(i64::from(libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_un>() as u32,
+        )))?;
+        check(i64::from(libc::listen(socket.as_raw_fd(), 8)))?;
+        Ok(socket)
+    }
+}
+
+impl Pod {
+    /// Serves until it is told to end.
+    pub(crate) fn run(mut self) {
+        while !self.ending {
+            let mut waits = vec![poll(&self.listener), poll(&self.signals)];
+            waits.extend(self.clients.iter().map(poll));
+            let clients = self.clients.len();
+            let mut streams = Vec::new();
+            for (index, container) in self.containers.iter().enumerate() {
+                for (stream, output) in container.outputs.iter().enumerate() {
+                    if let Some((fd, _)) = output {
+                        waits.push(poll(fd));
+                        streams.push((index, stream));
+                    }
+                }
+            }
+            // SAFETY: the list has the length that is given.
+            unsafe { libc::poll(waits.as_mut_ptr(), waits.len() as u64, -1) };
+            for (wait, (container, stream)) in waits[2 + clients..].iter().zip(&streams) {
+                if wait.revents != 0 {
+                    self.read_output(*container, *stream);
+                }
+            }
+            if waits[1].revents != 0 {
+                self.reap();
+            }
+            let ready: Vec<RawFd> =
+                waits[2..2 + clients].iter().filter(|wait| wait.revents != 0).map(|wait| wait.fd).collect();
+            for fd in ready {
+                self.serve(fd);
+            }
+            if waits[0].revents != 0 {
+                self.accept();
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        // SAFETY: a descriptor of our own; no address is asked for.
+        let client = sys::owned(i64::from(unsafe {
+            libc::accept4(self.listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        }));
+        let Ok(client) = client else { return };
+        // SAFETY: the structure has the size that is given.
+        let peer = unsafe {
+            let mut peer: libc::ucred = std::mem::zeroed();
+            let mut size = size_of::<libc::ucred>() as u32;
+            check(i64::from(libc::getsockopt(
+                client.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut peer).cast(),
+                &raw mut size,
+            )))
+            .map(|_| peer)
+        };
+        if peer.is_ok_and(|peer| peer.uid == 0) {
+            if self.clients.len() >= MAX_CLIENTS {
+                self.clients.remove(0);
+            }
+            self.clients.push(client);
+        }
+    }
+
+    /// Reads and answers one request.
+    fn serve(&mut self, client: RawFd) {
+        let mut buffer = vec![0_u8; MAX_PACKET];
+        let (length, fds) = match receive(client, &mut buffer) {
+            Ok((0, _)) => return self.clients.retain(|other| other.as_raw_fd() != client),
+            Ok(received) => received,
+            Err(libc::EAGAIN | libc::EINTR) => return,
+            Err(_) => return self.clients.retain(|other| other.as_raw_fd() != client),
+        };
+        let mut fields = Fields::new(&buffer[..length]);
+        let (Some(code), Some(sequence)) = (fields.u32(), fields.u32()) else { return };
+        let done = match code {
+            request::START => self.start_container(&mut fields, fds),
+            request::EXEC => self.exec(&mut fields, fds),
+            request::KILL => self.kill(&mut fields).map_err(|errno| (0, errno)),
+            request::LIST => {
+                for container in &self.containers {
+                    let mut packet = Packet::new(answer::STATE, sequence);
+                    packet.record(&container.current());
+                    send(client, packet.bytes());
+                }
+                Ok(0)
+            }
+            request::FORGET => {
+                let name = fields.text().unwrap_or_default();
+                self.containers.retain(|container| container.record.name != name || !container.record.ended);
+                Ok(0)
+            }
+            request::END => {
+                self.end();
+                Ok(0)
+            }
+            _ => Err((0, libc::ENOSYS)),
+        };
+        let mut packet;
+        match done {
+            Ok(value) => {
+                packet = Packet::new(answer::OK, sequence);
+                packet.u32(value);
+            }
+            Err((operation, errno)) => {
+                packet = Packet::new(answer::ERROR, sequence);
+                packet.u32(errno.cast_unsigned()).u32(operation);
+            }
+        }
+        send(client, packet.bytes());
+    }
+
+    fn broadcast(&mut self, packet: &Packet) {
+        for client in &self.clients {
+            send(client.as_raw_fd(), packet.bytes());
+        }
+    }
+
+    fn start_container(&mut self, fields: &mut Fields<'_>, fds: Vec<OwnedFd>) -> Result<u32, (u32, i32)> {
+        let invalid = (0, libc::EINVAL);
+        let name = fields.text().ok_or(invalid)?.to_owned();
+        let attempt = fields.u32().ok_or(invalid)?;
+        let path = fields.text().ok_or(invalid)?.to_owned();
+        let (max, files) = (fields.u64().ok_or(invalid)?, fields.u32().ok_or(invalid)?);
+        // Bit 0: the OOM counter's descriptor follows the plan's. Bit 1: then that of the cgroup to be born in.
+        let flags = fields.u32().ok_or(invalid)?;
+        if self.containers.iter().any(|container| container.record.name == name && !container.record.ended) {
+            return Err((0, libc::EEXIST));
+        }
+        self.containers.retain(|container| container.record.name != name);
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err((0, libc::ENOSPC));
+        }
+        let mut fds = fds.into_iter();
+        let plan = read_plan(fds.next().ok_or(invalid)?).map_err(|errno| (0, errno))?;
+        let oom_counter = if flags & 1 != 0 { fds.next().map(File::from) } else { None };
+        let cgroup = if flags & 2 != 0 { fds.next() } else { None };
+        let fds: Vec<OwnedFd> = fds.collect();
+        let (out_read, out_write) = pipe().map_err(|errno| (0, errno))?;
+        let (err_read, err_write) = pipe().map_err(|errno| (0, errno))?;
+        // SAFETY: the text ends with NUL.
+        let null =
+            sys::owned(i64::from(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) }))
+                .map_err(|errno| (0, errno))?;
+        let oom_before = oom_counter.as_ref().map_or(0, oom_kills);
+        let log = Log::open(&path, max.max(4096), files);
+        let stdio = [null.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()];
+        let namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+        let pid = launch(namespaces, cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd), &plan, &fds, stdio)?;
+        let (seconds, nanos) = sys::now();
+        // SAFETY: no memory is involved; the child has not been waited for, so the number is its own.
+        let pidfd = sys::owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok();
+        let record = Record {
+            name,
+            attempt,
+            pid: pid.cast_unsigned(),
+            started_ms: seconds * 1000 + u64::from(nanos / 1_000_000),
+            ..Record::default()
+        };
+        let outputs = [out_read, err_read].map(|fd| Some((fd, Pending::default())));
+        self.containers.push(Container { record, log, outputs, pidfd, oom_counter, oom_before, cgroup });
+        Ok(pid.cast_unsigned())
+    }
+
+    fn exec(&mut self, fields: &mut Fields<'_>, fds: Vec<OwnedFd>) -> Result<u32, (u32, i32)> {
+        let name = fields.text().ok_or((0, libc::EINVAL))?;
+        let id = fields.u32().ok_or((0, libc::EINVAL))?;
+        let container = self
+            .containers
+            .iter()
+            .find(|container| container.record.name == name && !container.record.ended)
+            .ok_or((0, libc::ESRCH))?;
+        let pidfd = container.pidfd.as_ref().ok_or((0, libc::ESRCH))?;
+        let mut fds = fds.into_iter();
+        let plan = read_plan(fds.next().ok_or((0, libc::EINVAL))?).map_err(|errno| (0, errno))?;
+        let stdio: Vec<OwnedFd> = fds.by_ref().take(3).collect();
+        let [stdin, stdout, stderr] = stdio.as_slice() else { return Err((0, libc::EINVAL)) };
+        // The plan's descriptor 0 is the container itself, for Join.
+        let own = pidfd.try_clone().map_err(|error| (0, error.raw_os_error().unwrap_or(libc::EIO)))?;
+        let fds: Vec<OwnedFd> = std::iter::once(own).chain(fds).collect();
+        let stdio = [stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()];
+        let cgroup = container.cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
+        // Children are born into the pid namespace that is set here; podmon itself stays where it is.
+        // SAFETY: no memory is involved.
+        check(i64::from(unsafe { libc::setns(pidfd.as_raw_fd(), libc::CLONE_NEWPID) })).map_err(|errno| (0, errno))?;
+        let launched = launch(0, cgroup, &plan, &fds, stdio);
+        // SAFETY: no memory is involved.
+        check(i64::from(unsafe { libc::setns(self.own_pidns.as_raw_fd(), libc::CLONE_NEWPID) }))
+            .map_err(|errno| (0, errno))?;
+        let pid = launched?;
+        self.execs.push(Exec { id, pid });
+        Ok(pid.cast_unsigned())
+    }
+
+    /// `name, signal`: of a container, or of an exec as `exec:ID`.
+    fn kill(&mut self, fields: &mut Fields<'_>) -> Sys<u32> {
+        let (name, signal) = (fields.text().ok_or(libc::EINVAL)?, fields.u32().ok_or(libc::EINVAL)?);
+        if let Some(id) = name.strip_prefix("exec:") {
+            let exec = self.execs.iter().find(|exec| exec.id.to_string() == id).ok_or(libc::ESRCH)?;
+            // SAFETY: no memory is involved; the process has not been waited for, so the number is its own.
+            return check(i64::from(unsafe { libc::kill(exec.pid, signal.cast_signed()) })).map(|_| 0);
+        }
+        let container = self
+            .containers
+            .iter()
+            .find(|container| container.record.name == name && !container.record.ended)
+            .ok_or(libc::ESRCH)?;
+        // SAFETY: as above.
+        check(i64::from(unsafe { libc::kill(container.record.pid.cast_signed(), signal.cast_signed()) })).map(|_| 0)
+    }
+
+    fn end(&mut self) {
+        for container in self.containers.iter().filter(|container| !container.record.ended) {
+            // SAFETY: as in `kill`.
+            unsafe { libc::kill(container.record.pid.cast_signed(), libc::SIGKILL) };
+        }
+        while self.containers.iter().any(|container| !container.record.ended) {
+            if self.reap_one(true).is_none() {
+                break;
+            }
+        }
+        self.ending = true;
+    }
+
+    fn reap(&mut self) {
+        let mut buffer = [0_u8; 512];
+        // SAFETY: the buffer has the size that is given; its content does not matter, only that the signal is taken.
+        unsafe { libc::read(self.signals.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        while self.reap_one(false).is_some() {}
+    }
+
+    /// Takes one dead child, if there is one.
+    fn reap_one(&mut self, wait: bool) -> Option<()> {
+        let mut status = 0;
+        let flags = libc::__WALL | if wait { 0 } else { libc::WNOHANG };
+        // SAFETY: the number outlives the call.
+        let pid = check(i64::from(unsafe { libc::waitpid(-1, &raw mut status, flags) })).ok().filter(|pid| *pid > 0)?;
+        if let Some(at) = self.execs.iter().position(|exec| i64::from(exec.pid) == pid) {
+            let exec = self.execs.swap_remove(at);
+            let mut packet = Packet::new(answer::EXEC_EXIT, 0);
+            packet.u32(exec.id).u32(status.cast_unsigned());
+            self.broadcast(&packet);
+            return Some(());
+        }
+        let Some(index) = self
+            .containers
+            .iter()
+            .position(|container| i64::from(container.record.pid) == pid && !container.record.ended)
+        else {
+            return Some(());
+        };
+        // What it wrote before it died is in the pipes still: the last lines are the ones that matter.
+        for stream in 0..2 {
+            self.drain(index, stream);
+        }
+        let container = &mut self.containers[index];
+        let (seconds, nanos) = sys::now();
+        container.record.ended = true;
+        container.record.status = status;
+        container.record.ended_ms = seconds * 1000 + u64::from(nanos / 1_000_000);
+        container.record.oom = container.oom_counter.as_ref().map_or(0, oom_kills) > container.oom_before;
+        container.pidfd = None;
+        container.oom_counter = None;
+        container.cgroup = None;
+        let record = container.current();
+        self.note(&record);
+        let mut packet = Packet::new(answer::EXIT, 0);
+        packet.record(&record);
+        self.broadcast(&packet);
+        Some(())
+    }
+
+    /// A fixed-size line in the journal, before anybody is told.
+    fn note(&mut self, record: &Record) {
+        let name: String = record.name.chars().take(63).collect();
+        let line = format!(
+            "{name:<63} {:>10} {:>10} {:>10} {} {:>14} {:>14}\n",
+            record.attempt,
+            record.pid,
+            record.status,
+            u8::from(record.oom),
+            record.started_ms,
+            record.ended_ms
+        );
+        let _ = self.journal.write_all(line.as_bytes());
+    }
+
+    fn read_output(&mut self, index: usize, stream: usize) {
+        let Some(container) = self.containers.get_mut(index) else { return };
+        let Some((fd, pending)) = container.outputs[stream].as_mut() else { return };
+        let mut buffer = [0_u8; 16 << 10];
+        // SAFETY: the buffer has the size that is given.
+        let read = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        let name = if stream == 0 { "stdout" } else { "stderr" };
+        match read {
+            1.. => container.log.take(name, pending, &buffer[..read as usize]),
+            0 => {
+                container.log.end(name, pending);
+                container.outputs[stream] = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads what is there without waiting; the pipe may stay open in a process that outlived its container's first.
+    fn drain(&mut self, index: usize, stream: usize) {
+        for _ in 0..64 {
+            let Some((fd, _)) = self.containers[index].outputs[stream].as_ref() else { return };
+            let mut wait = [poll(fd)];
+            // SAFETY: one entry.
+            unsafe { libc::poll(wait.as_mut_ptr(), 1, 0) };
+            if wait[0].revents == 0 {
+                return;
+            }
+            self.read_output(index, stream);
+        }
+    }
+}
+
+impl Container {
+    fn current(&self) -> Record {
+        Record { dropped_lines: self.log.dropped, ..self.record.clone() }
+    }
+}
+
+/// Clones a child that runs the plan; waits until it has executed its program or failed.
+fn launch(
+    namespaces: u64,
+    cgroup: Option<RawFd>,
+    plan: &[u8],
+    fds: &[OwnedFd],
+    stdio: [RawFd; 3],
+) -> Result<i32, (u32, i32)> {
+    let (read, write) = pipe_blocking().map_err(|errno| (0, errno))?;
+    let pid = sys::clone3(namespaces, cgroup).map_err(|errno| (0, errno))?;
+    if pid == 0 {
+        child::run(plan, fds, stdio, write.as_raw_fd());
+    }
+    drop(write);
+    let mut message = [0_u8; 8];
+    let mut report = File::from(read);
+    if report.read_exact(&mut message).is_err() {
+        // exec has closed the pipe: the program runs.
+        return Ok(pid);
+    }
+    let number = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    // SAFETY: the child is ours and about to end.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
+    Err((number(&message[4..]), number(&message[..4]).cast_signed()))
+}
+
+fn read_plan(fd: OwnedFd) -> Sys<Vec<u8>> {
+    let file = File::from(fd);
+    let mut plan = Vec::new();
+    let mut chunk = vec![0_u8; 16 << 10];
+    loop {
+        match file.read_at(&mut chunk, plan.len() as u64) {
+            Ok(0) => return Ok(plan),
+            Ok(read) if plan.len() + read <= MAX_PLAN => plan.extend_from_slice(&chunk[..read]),
+            Ok(_) => return Err(libc::E2BIG),
+            Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EIO)),
+        }
+    }
+}
+
+/// The `oom_kill N` of `memory.events` (v2) or `memory.oom_control` (v1).
+fn oom_kills(file: &File) -> u64 {
+    let mut buffer = [0_u8; 512];
+    let read = file.read_at(&mut buffer, 0).unwrap_or(0);
+    let text = std::str::from_utf8(&buffer[..read]).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.strip_prefix("oom_kill "))
+        .filter_map(|number| number.trim().parse().ok())
+        .next()
+        .unwrap_or(0)
+}
+
+fn pipe() -> Sys<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_blocking()?;
+    // Only our end: the container's must block, as every program expects.
+    // SAFETY: a descriptor of our own.
+    check(i64::from(unsafe { libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }))?;
+    Ok((read, write))
+}
+
+fn pipe_blocking() -> Sys<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: the kernel writes two new descriptors that are owned from here on.
+    unsafe {
+        check(i64::from(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC)))?;
+        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+fn poll(fd: &OwnedFd) -> libc::pollfd {
+    libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }
+}
+
+/// A client that does not read is hung up on by its own full socket: a packet that does not fit is dropped, and LIST tells all.
+fn send(client: RawFd, bytes: &[u8]) {
+    // SAFETY: the buffer has the size that is given.
+    unsafe { libc::send(client, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+}
+
+/// One packet with its descriptors.
+fn receive(socket: RawFd, buffer: &mut [u8]) -> Sys<(usize, Vec<OwnedFd>)> {
+    // Room for the header and MAX_FDS descriptors, aligned as the header needs it.
+    let mut control = vec![0_u64; (24 + MAX_FDS * 4).div_ceil(8) + 4];
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: the message points at buffers that outlive the call; every descriptor that comes is taken into ownership once.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut vector;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = control.len() * 8;
+        let length =
+            check(libc::recvmsg(socket, &raw mut message, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) as i64)?;
+        let mut fds = Vec::new();
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let data: *const RawFd = libc::CMSG_DATA(header).cast();
+                let count = ((*header).cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
+                for index in 0..count {
+                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+        if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+            return Err(libc::EMSGSIZE);
+        }
+        Ok((length as usize, fds))
+    }
+}

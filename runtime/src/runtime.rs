@@ -1,0 +1,589 @@
+//! Pods and containers as the rest of the agent uses them.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use coracle_plan::message::{MAX_FDS, request};
+use coracle_plan::{CompileError, wire};
+use oci_spec::runtime::{Process, Spec};
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+use tokio::sync::mpsc;
+
+use crate::cgroup::{CgroupError, Cgroups, Limits, Stats};
+use crate::podmon::{Connection, ContainerEvent, ContainerState, PodmonError, spawn};
+
+/// Where a runtime keeps its state and what its cgroups are called.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// A folder on a tmpfs: sockets, journals. Its content is of this boot only.
+    pub run_dir: PathBuf,
+    /// The subtree of every hierarchy, such as `coracle`.
+    pub cgroup_name: String,
+}
+
+/// What went wrong with a pod or a container.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// A file or folder.
+    #[error("cannot {action} {path}")]
+    File {
+        /// `create`, `open`, ...
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The spec.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The monitor.
+    #[error(transparent)]
+    Podmon(#[from] PodmonError),
+    /// An operation of the launch failed.
+    #[error("cannot {what}")]
+    Launch {
+        /// In words.
+        what: String,
+        /// Whether it was the program itself that could not be executed: not found, no permission.
+        exec: bool,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
+    /// More mounts than go with one request.
+    #[error("the container has {0} mounts; {MAX_FDS} is the most")]
+    TooMany(usize),
+    /// An id that could leave its folder.
+    #[error("`{0}` is not an id: letters, digits, `-`, `_` and `.` only")]
+    Id(String),
+}
+
+/// A pod to be made.
+#[derive(Debug, Clone, Default)]
+pub struct PodSpec {
+    /// Unique, letters, digits, `-_.`: the pod's uid.
+    pub id: String,
+    /// Its host name.
+    pub hostname: String,
+    /// Whether it shares the machine's network.
+    pub host_network: bool,
+    /// Limits of the pod as a whole.
+    pub limits: Limits,
+}
+
+/// Where a container's output goes.
+#[derive(Debug, Clone)]
+pub struct LogSpec {
+    /// The file.
+    pub path: PathBuf,
+    /// Rotated when it would grow beyond, bytes.
+    pub max_bytes: u64,
+    /// How many files are kept, the current one included.
+    pub files: u32,
+}
+
+/// A container to be started.
+#[derive(Debug)]
+pub struct ContainerLaunch {
+    /// Unique in the pod.
+    pub id: String,
+    /// Which start of it, from 0.
+    pub attempt: u32,
+    /// What to run, and how.
+    pub spec: Spec,
+    /// The detached root mount (`rootfs::overlay`).
+    pub rootfs: OwnedFd,
+    /// Its log.
+    pub log: LogSpec,
+    /// Its limits.
+    pub limits: Limits,
+}
+
+/// A container that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Its first process.
+    pub pid: u32,
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// A process to be run in a running container.
+#[derive(Debug, Clone)]
+pub struct ExecRequest {
+    /// Which container.
+    pub container: String,
+    /// User, words, environment, folder, capabilities.
+    pub process: Process,
+    /// It is killed when it takes longer.
+    pub timeout: Duration,
+    /// Output beyond this many bytes is read and dropped.
+    pub max_output: usize,
+}
+
+/// How an exec ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecResult {
+    /// Exit code: of a signal 128 and its number.
+    pub exit_code: i32,
+    /// Standard output and error, mixed, up to the limit.
+    pub output: Vec<u8>,
+    /// Whether it was killed for taking too long.
+    pub timed_out: bool,
+}
+
+/// The runtime of one agent. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: RuntimeConfig,
+    cgroups: Cgroups,
+    pods: Mutex<HashMap<String, PodHandle>>,
+}
+
+impl Runtime {
+    /// Opens the runtime and finds the pods that an earlier agent left running.
+    ///
+    /// # Errors
+    /// No cgroups, a run folder that cannot be used.
+    pub async fn open(config: RuntimeConfig) -> Result<Self, RuntimeError> {
+        let cgroups = Cgroups::detect(&config.cgroup_name)?;
+        for folder in ["pods", "stage"] {
+            private_folder(&config.run_dir.join(folder))?;
+        }
+        let runtime = Self { inner: Arc::new(Inner { config, cgroups, pods: Mutex::default() }) };
+        runtime.adopt().await?;
+        Ok(runtime)
+    }
+
+    /// Every pod, those of an earlier agent included.
+    #[must_use]
+    pub fn pods(&self) -> Vec<PodHandle> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// One pod.
+    #[must_use]
+    pub fn pod(&self, id: &str) -> Option<PodHandle> {
+        self.lock().get(id).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, PodHandle>> {
+        self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn adopt(&self) -> Result<(), RuntimeError> {
+        let folder = self.inner.config.run_dir.join("pods");
+        let entries = std::fs::read_dir(&folder).map_err(|source| RuntimeError::File {
+            action: "read",
+            path: folder.clone(),
+            source,
+        })?;
+        for entry in entries.flatten() {
+            let Ok(id) = entry.file_name().into_string() else { continue };
+            match Connection::open(&entry.path()).await {
+                Ok(connection) => {
+                    self.lock().insert(id.clone(), self.handle(&id, connection));
+                }
+                Err(_) => {
+                    // Its monitor is gone: nobody would ever tell how its containers end.
+                    tracing::warn!(pod = id, "a pod without its monitor is removed");
+                    self.sweep(&id).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&self, id: &str, connection: Connection) -> PodHandle {
+        PodHandle { id: id.into(), runtime: self.clone(), connection }
+    }
+
+    fn dir(&self, id: &str) -> PathBuf {
+        self.inner.config.run_dir.join("pods").join(id)
+    }
+
+    /// Makes a pod: its namespaces, its cgroup, its monitor.
+    ///
+    /// # Errors
+    /// A bad id, cgroups, the monitor.
+    pub async fn create_pod(&self, spec: PodSpec) -> Result<PodHandle, RuntimeError> {
+        check_id(&spec.id)?;
+        let (runtime, made) = (self.clone(), spec.clone());
+        // Files, cgroups and a short-lived process: for a thread that may block.
+        blocking(move || {
+            let dir = runtime.dir(&made.id);
+            private_folder(&dir)?;
+            runtime.inner.cgroups.create("podmon", &Limits::default())?;
+            runtime.inner.cgroups.create(&format!("pods/{}", made.id), &made.limits)?;
+            spawn(&dir, &made.hostname, made.host_network)?;
+            let pid =
+                std::fs::read_to_string(dir.join("pid")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+            // Outside the pod's limit: what watches a pod must not die of its memory.
+            if pid != 0 {
+                runtime.inner.cgroups.enter("podmon", pid)?;
+            }
+            Ok(())
+        })
+        .await?;
+        let connection = Connection::open(&self.dir(&spec.id)).await?;
+        let handle = self.handle(&spec.id, connection);
+        self.lock().insert(spec.id, handle.clone());
+        Ok(handle)
+    }
+
+    /// Kills what is left of a pod whose monitor is gone, and removes its folder.
+    async fn sweep(&self, id: &str) -> Result<(), RuntimeError> {
+        let (runtime, id) = (self.clone(), id.to_owned());
+        blocking(move || {
+            runtime.inner.cgroups.destroy(&format!("pods/{id}"))?;
+            let dir = runtime.dir(&id);
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(RuntimeError::File { action: "remove", path: dir, source: error })
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Ends every pod and removes every cgroup of ours: `coracle down`.
+    ///
+    /// # Errors
+    /// Processes that do not die.
+    pub async fn cleanup_all(&self) -> Result<(), RuntimeError> {
+        for pod in self.pods() {
+            pod.remove().await?;
+        }
+        let runtime = self.clone();
+        blocking(move || Ok(runtime.inner.cgroups.destroy("")?)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(_) => Err(RuntimeError::Podmon(PodmonError::Start("the agent is stopping".into()))),
+    }
+}
+
+fn private_folder(path: &Path) -> Result<(), RuntimeError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| RuntimeError::File { action: "create", path: path.to_owned(), source })
+}
+
+/// Ids become file and cgroup names.
+fn check_id(id: &str) -> Result<(), RuntimeError> {
+    let good = !id.is_empty()
+        && id.len() <= 100
+        && !id.starts_with('.')
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if good { Ok(()) } else { Err(RuntimeError::Id(id.chars().take(120).collect())) }
+}
+
+/// A running pod. Cheap to clone.
+#[derive(Clone)]
+pub struct PodHandle {
+    id: Arc<str>,
+    runtime: Runtime,
+    connection: Connection,
+}
+
+impl PodHandle {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether its monitor has died: then it must be removed and made anew.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.connection.is_gone()
+    }
+
+    /// The process id of its monitor.
+    #[must_use]
+    pub fn monitor_pid(&self) -> u32 {
+        self.connection.pid()
+    }
+
+    /// Its network namespace.
+    ///
+    /// # Errors
+    /// The monitor is gone.
+    pub fn netns(&self) -> Result<OwnedFd, RuntimeError> {
+        let path = PathBuf::from(format!("/proc/{}/ns/net", self.connection.pid()));
+        let open = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        open.map_err(|errno| RuntimeError::File { action: "open", path, source: errno.into() })
+    }
+
+    /// Its containers, running and ended.
+    #[must_use]
+    pub fn containers(&self) -> Vec<ContainerState> {
+        self.connection.states()
+    }
+
+    /// Exits as they happen, to one taker; `containers` tells the same at any time. `None` when they are taken already.
+    #[must_use]
+    pub fn events(&self) -> Option<mpsc::Receiver<ContainerEvent>> {
+        self.connection.take_events()
+    }
+
+    /// What the pod has used.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.runtime.inner.cgroups.stats(&format!("pods/{}", self.id))
+    }
+
+    /// What a container has used.
+    #[must_use]
+    pub fn container_stats(&self, container: &str) -> Stats {
+        self.runtime.inner.cgroups.stats(&format!("pods/{}/{container}", self.id))
+    }
+
+    fn cgroup(&self, container: &str) -> String {
+        format!("pods/{}/{container}", self.id)
+    }
+
+    /// Starts a container.
+    ///
+    /// # Errors
+    /// What could not be done, in words; `RuntimeError::Launch` with `exec` when it was the program itself.
+    pub async fn start(&self, launch: ContainerLaunch) -> Result<Started, RuntimeError> {
+        check_id(&launch.id)?;
+        let (this, id, attempt) = (self.clone(), launch.id.clone(), launch.attempt);
+        let log = launch.log.clone();
+        let (fds, flags, plan) = blocking(move || this.prepare(launch)).await?;
+        let answer = self
+            .connection
+            .request(request::START, fds, |packet| {
+                packet
+                    .text(&id)
+                    .u32(attempt)
+                    .text(&log.path.display().to_string())
+                    .u64(log.max_bytes)
+                    .u32(log.files)
+                    .u32(flags);
+            })
+            .await;
+        match answer {
+            Ok(pid) => {
+                let at_ms = now_ms();
+                self.connection.note_started(ContainerState {
+                    id: id.clone(),
+                    attempt,
+                    pid,
+                    running: true,
+                    exit_code: 0,
+                    signal: None,
+                    oom_killed: false,
+                    started_ms: at_ms,
+                    ended_ms: 0,
+                    dropped_lines: 0,
+                });
+                Ok(Started { pid, at_ms })
+            }
+            Err(PodmonError::Refused { errno, operation }) => Err(explain(&plan, operation, errno)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Everything a launch needs, opened.
+    fn prepare(&self, launch: ContainerLaunch) -> Result<(Vec<OwnedFd>, u32, Vec<u8>), RuntimeError> {
+        let cgroups = &self.runtime.inner.cgroups;
+        let below = self.cgroup(&launch.id);
+        cgroups.create(&below, &launch.limits)?;
+        let procs = cgroups.procs(&below)?;
+        let stage = self.runtime.inner.config.run_dir.join("stage");
+        let plan = coracle_plan::compile(&launch.spec, u32::try_from(procs.len()).unwrap_or(0), &stage)?;
+        if let Some(folder) = launch.log.path.parent() {
+            std::fs::create_dir_all(folder).map_err(|source| RuntimeError::File {
+                action: "create",
+                path: folder.to_owned(),
+                source,
+            })?;
+        }
+        let mut fds = vec![plan_file(&plan.bytes)?];
+        let mut flags = 0;
+        if let Some(counter) = cgroups.oom_counter(&below) {
+            flags |= 1;
+            fds.push(counter);
+        }
+        if let Some(birth) = cgroups.birth(&below)? {
+            flags |= 2;
+            fds.push(birth);
+        }
+        fds.push(launch.rootfs);
+        fds.extend(procs);
+        for bind in &plan.binds {
+            let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            if bind.recursive {
+                how |= OpenTreeFlags::AT_RECURSIVE;
+            }
+            let tree = rustix::mount::open_tree(rustix::fs::CWD, &bind.path, how);
+            fds.push(tree.map_err(|errno| RuntimeError::File {
+                action: "open",
+                path: bind.path.clone(),
+                source: errno.into(),
+            })?);
+        }
+        if fds.len() > MAX_FDS {
+            return Err(RuntimeError::TooMany(plan.binds.len()));
+        }
+        Ok((fds, flags, plan.bytes))
+    }
+
+    /// Runs a process in a container and gathers its output.
+    ///
+    /// # Errors
+    /// The container does not run, the process cannot be executed.
+    pub async fn exec(&self, exec: ExecRequest) -> Result<ExecResult, RuntimeError> {
+        let below = self.cgroup(&exec.container);
+        let procs = self.runtime.inner.cgroups.procs(&below)?;
+        let plan = coracle_plan::compile_exec(&exec.process, u32::try_from(procs.len()).unwrap_or(0))?;
+        let null = std::fs::File::open("/dev/null").map_err(|source| RuntimeError::File {
+            action: "open",
+            path: "/dev/null".into(),
+            source,
+        })?;
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|errno| RuntimeError::File { action: "open", path: "a pipe".into(), source: errno.into() })?;
+        let twin =
+            write.try_clone().map_err(|source| RuntimeError::File { action: "open", path: "a pipe".into(), source })?;
+        let mut fds = vec![plan_file(&plan)?, null.into(), write, twin];
+        fds.extend(procs);
+        let (id, exited) = match self.connection.exec(&exec.container, fds).await {
+            Ok(started) => started,
+            Err(PodmonError::Refused { errno, operation }) => return Err(explain(&plan, operation, errno)),
+            Err(error) => return Err(error.into()),
+        };
+        let limit = exec.max_output;
+        let reader = tokio::task::spawn_blocking(move || {
+            let (mut file, mut kept, mut chunk) = (std::fs::File::from(read), Vec::new(), [0_u8; 8192]);
+            while let Ok(length @ 1..) = file.read(&mut chunk) {
+                let room = limit.saturating_sub(kept.len());
+                kept.extend_from_slice(&chunk[..length.min(room)]);
+            }
+            kept
+        });
+        let mut exited = exited;
+        let (status, timed_out) = tokio::select! {
+            status = &mut exited => (status, false),
+            () = tokio::time::sleep(exec.timeout) => {
+                let _ = self.connection.request(request::KILL, Vec::new(), |packet| {
+                    packet.text(&format!("exec:{id}")).u32(9);
+                }).await;
+                (exited.await, true)
+            }
+        };
+        let status = status.map_err(|_| RuntimeError::Podmon(PodmonError::Gone))?;
+        // A process it left behind may hold the pipe open: its output is not waited for.
+        let output = tokio::time::timeout(Duration::from_millis(500), reader)
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or_default();
+        let signal = status & 0x7f;
+        let exit_code = if signal == 0 { (status >> 8) & 0xff } else { 128 + signal };
+        Ok(ExecResult { exit_code, output, timed_out })
+    }
+
+    /// Sends a signal to a container's first process. One that has ended already is no error.
+    ///
+    /// # Errors
+    /// The monitor is gone.
+    pub async fn kill(&self, container: &str, signal: i32) -> Result<(), RuntimeError> {
+        let sent = self
+            .connection
+            .request(request::KILL, Vec::new(), |packet| {
+                packet.text(container).u32(signal.cast_unsigned());
+            })
+            .await;
+        match sent {
+            Ok(_) | Err(PodmonError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes what is left of a container that has ended: its cgroup and podmon's memory of it.
+    ///
+    /// # Errors
+    /// The monitor is gone, processes that do not die.
+    pub async fn forget(&self, container: &str) -> Result<(), RuntimeError> {
+        self.connection
+            .request(request::FORGET, Vec::new(), |packet| {
+                packet.text(container);
+            })
+            .await?;
+        self.connection.forget(container);
+        let (cgroups, below) = (self.runtime.inner.cgroups.clone(), self.cgroup(container));
+        blocking(move || Ok(cgroups.destroy(&below)?)).await
+    }
+
+    /// Kills everything, ends the monitor and removes every trace of the pod.
+    ///
+    /// # Errors
+    /// Processes that do not die.
+    pub async fn remove(&self) -> Result<(), RuntimeError> {
+        // Descendants that left their container's process group die with the cgroup, before the monitor waits for the rest.
+        let (cgroups, below) = (self.runtime.inner.cgroups.clone(), format!("pods/{}", self.id));
+        let _ = self.connection.request(request::END, Vec::new(), |_| {}).await;
+        blocking(move || Ok(cgroups.destroy(&below)?)).await?;
+        self.runtime.sweep(&self.id).await?;
+        self.runtime.lock().remove(&*self.id);
+        Ok(())
+    }
+}
+
+fn plan_file(bytes: &[u8]) -> Result<OwnedFd, RuntimeError> {
+    let bad = |errno: rustix::io::Errno| RuntimeError::File {
+        action: "write",
+        path: "the launch plan".into(),
+        source: errno.into(),
+    };
+    let file = rustix::fs::memfd_create("plan", MemfdFlags::CLOEXEC).map_err(bad)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let written = rustix::io::write(file.as_fd(), rest).map_err(bad)?;
+        rest = &rest[written..];
+    }
+    Ok(file)
+}
+
+/// The words for a failed operation.
+fn explain(plan: &[u8], operation: u32, errno: i32) -> RuntimeError {
+    let source = std::io::Error::from_raw_os_error(errno);
+    let mut what = "start the container".to_owned();
+    let mut exec = false;
+    if let Ok(mut decoder) = wire::Decoder::new(plan) {
+        for _ in 0..operation {
+            let Ok(Some(op)) = decoder.next_op() else { break };
+            exec = matches!(op, wire::Op::Exec { .. });
+            what = wire::describe(&op);
+        }
+    }
+    RuntimeError::Launch { what, exec, source }
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
