@@ -1,12 +1,15 @@
 //! The handle others hold: verbs that become commands in the owner thread's bounded queue.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
 use coracle_net_model::{Cidr, Desired};
+use tokio::sync::oneshot;
 
-use crate::NetError;
+use crate::owner::{Command, Owner};
+use crate::{NetError, namespace};
 
 /// Names and blocks of one cluster's network on this node.
 #[derive(Debug, Clone)]
@@ -41,7 +44,7 @@ pub struct PodLink {
 /// What an [`Netd::apply`] changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Set elements added.
+    /// Set elements added (by `repair`: links, addresses, routes and settings put back).
     pub added: usize,
     /// Set elements removed.
     pub removed: usize,
@@ -61,57 +64,100 @@ pub struct Finding {
 /// Handle to the thread that owns this node's links, routes and table. Cheap to clone. Dropping all handles stops the
 /// thread and leaves the data plane as it is.
 #[derive(Clone)]
-pub struct Netd {}
+pub struct Netd {
+    commands: SyncSender<Command>,
+    gateway: Ipv4Addr,
+}
+
+/// Commands that may wait. A burst of pod starts fits; beyond it callers are told [`NetError::Busy`].
+const QUEUE: usize = 1024;
 
 impl Netd {
     /// Creates or repairs bridge, routes, settings and table, and starts the owner thread. Services already in the
     /// table stay as they are until the first [`Netd::apply`]. Blocks for a few milliseconds.
     pub fn start(config: NetConfig) -> Result<Netd, NetError> {
-        let _ = config;
-        Err(NetError::Stopped)
+        config.validate()?;
+        let gateway = config.gateway();
+        let (commands, queue) = sync_channel(QUEUE);
+        let (started, ready) = sync_channel(1);
+        std::thread::Builder::new()
+            .name("netd".to_owned())
+            .spawn(move || match enter_and_start(config) {
+                Ok(owner) => {
+                    if started.send(Ok(())).is_ok() {
+                        owner.run(&queue);
+                    }
+                }
+                Err(error) => drop(started.send(Err(error))),
+            })
+            .map_err(NetError::Thread)?;
+        ready.recv().map_err(|_| NetError::Stopped)??;
+        Ok(Netd { commands, gateway })
     }
 
     /// The pods' gateway: the bridge's address, where the name server listens.
     pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::UNSPECIFIED
+        self.gateway
     }
 
     /// Gives the pod whose network namespace is `netns` the address `ip`: veth pair, `eth0`, `lo` up, routes.
     /// Idempotent: a finished link is kept, a half-made one is made anew.
     pub async fn attach(&self, netns: BorrowedFd<'_>, pod: &str, ip: Ipv4Addr) -> Result<PodLink, NetError> {
-        let _ = (netns, pod, ip);
-        Err(NetError::Stopped)
+        let netns =
+            netns.try_clone_to_owned().map_err(|source| NetError::Namespace { what: format!("pod {pod}"), source })?;
+        let pod = pod.to_owned();
+        self.ask(|answer| Command::Attach { netns, pod, ip, answer }).await
     }
 
     /// Removes the pod's link. No link is no error.
     pub async fn detach(&self, pod: &str) -> Result<(), NetError> {
-        let _ = pod;
-        Err(NetError::Stopped)
+        let pod = pod.to_owned();
+        self.ask(|answer| Command::Detach { pod, answer }).await
     }
 
-    /// Links of pods found on the bridge, whoever made them: how a restarted agent finds its own.
+    /// Links of pods found on the node, whoever made them: how a restarted agent finds its own.
     pub async fn list(&self) -> Result<Vec<PodLink>, NetError> {
-        Err(NetError::Stopped)
+        self.ask(|answer| Command::List { answer }).await
     }
 
     /// Makes the table match `desired` in one transaction.
     pub async fn apply(&self, desired: Desired) -> Result<Report, NetError> {
-        let _ = desired;
-        Err(NetError::Stopped)
+        self.ask(|answer| Command::Apply { desired: Box::new(desired), answer }).await
     }
 
     /// Looks at bridge, routes, settings and table and puts back what others took away. Also done every few seconds.
     pub async fn repair(&self) -> Result<Report, NetError> {
-        Err(NetError::Stopped)
+        self.ask(|answer| Command::Repair { answer }).await
     }
 
     /// What on this node stands in the network's way.
     pub async fn doctor(&self) -> Result<Vec<Finding>, NetError> {
-        Err(NetError::Stopped)
+        self.ask(|answer| Command::Doctor { answer }).await
     }
 
-    /// Removes every link, route and table of ours and stops the thread. Nothing is left behind.
+    /// Removes every link, route and table of ours and stops the thread. Nothing is left behind but `ip_forward`,
+    /// which others may rely on by now.
     pub async fn remove_all(&self) -> Result<(), NetError> {
-        Err(NetError::Stopped)
+        self.ask(|answer| Command::RemoveAll { answer }).await
     }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, NetError>>) -> Command,
+    ) -> Result<T, NetError> {
+        let (answer, result) = oneshot::channel();
+        self.commands.try_send(command(answer)).map_err(|error| match error {
+            TrySendError::Full(_) => NetError::Busy,
+            TrySendError::Disconnected(_) => NetError::Stopped,
+        })?;
+        result.await.map_err(|_| NetError::Stopped)?
+    }
+}
+
+fn enter_and_start(config: NetConfig) -> Result<Owner, NetError> {
+    if let Some(netns) = &config.netns {
+        namespace::enter(netns.as_fd())
+            .map_err(|source| NetError::Namespace { what: "this node".to_owned(), source })?;
+    }
+    Owner::start(config)
 }

@@ -3,8 +3,16 @@
 //! One owner thread does all netlink work, in the network namespace it was started for. [`Netd`] is a handle to it.
 #![forbid(unsafe_code)]
 
+mod doctor;
 mod error;
+mod firewall;
 mod handle;
+mod links;
+mod namespace;
+mod owner;
+mod settings;
+mod socket;
+mod sweeper;
 
 pub use coracle_net_model::{Cidr, Desired, Ipam, IpamError, Protocol, ServiceEntry};
 pub use error::NetError;

@@ -4,9 +4,14 @@
 #![forbid(unsafe_code)]
 
 mod cidr;
+pub mod conntrack;
 mod desired;
 mod ipam;
+pub mod nft;
+pub mod rules;
+pub mod tables;
 
 pub use cidr::{Cidr, CidrError};
 pub use desired::{Desired, Layout, Protocol, ServiceEntry, ServiceKey};
-pub use ipam::{Ipam, IpamError};
+pub use ipam::{Ipam, IpamError, REST_MS};
+pub use tables::{Delta, Observed, Tables};

@@ -1,0 +1,354 @@
+//! The one thread that does this node's netlink work, in the namespace it was started for: commands in, answers out.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use coracle_net_model::rules::fnv1a;
+use coracle_net_model::{Cidr, Desired, Layout};
+use tokio::sync::oneshot;
+
+use crate::firewall::Firewall;
+use crate::handle::{Finding, NetConfig, PodLink, Report};
+use crate::links::{self, Address, Link, ROUTE_PROTOCOL};
+use crate::socket::Socket;
+use crate::sweeper::Sweeper;
+use crate::{NetError, doctor, namespace, settings};
+
+/// How often the thread looks, unasked, whether all is still there.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// How soon a waiting sweep of UDP flows is offered again.
+const SWEEP_AGAIN: Duration = Duration::from_millis(50);
+
+type Answer<T> = oneshot::Sender<Result<T, NetError>>;
+
+/// What the handle can ask for.
+pub(crate) enum Command {
+    Attach { netns: OwnedFd, pod: String, ip: Ipv4Addr, answer: Answer<PodLink> },
+    Detach { pod: String, answer: Answer<()> },
+    List { answer: Answer<Vec<PodLink>> },
+    Apply { desired: Box<Desired>, answer: Answer<Report> },
+    Repair { answer: Answer<Report> },
+    Doctor { answer: Answer<Vec<Finding>> },
+    RemoveAll { answer: Answer<()> },
+}
+
+pub(crate) struct Owner {
+    config: NetConfig,
+    route: Socket,
+    firewall: Firewall,
+    sweeper: Sweeper,
+    bridge: u32,
+    /// Service addresses that are addresses of the bridge.
+    local_vips: Vec<Ipv4Addr>,
+}
+
+impl Owner {
+    /// Observes what is there and makes what is missing. Runs on the owner's thread, already in its namespace.
+    pub(crate) fn start(config: NetConfig) -> Result<Owner, NetError> {
+        let netlink = |operation: &str| {
+            let operation = operation.to_owned();
+            move |source| NetError::Netlink { operation, source }
+        };
+        let route = Socket::route().map_err(netlink("socket for links and routes"))?;
+        let firewall = Firewall::start(layout(&config))?;
+        let sweeper = Sweeper::start(config.service_cidr).map_err(netlink("thread for connection tracking"))?;
+        let local_vips = firewall.tables().local_vips().collect();
+        let mut owner = Owner { config, route, firewall, sweeper, bridge: 0, local_vips };
+        owner.ensure_links()?;
+        Ok(owner)
+    }
+
+    /// Works until told to remove everything or until nobody holds a handle.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            let wait = if self.sweeper.hand_over() { SWEEP_AGAIN } else { CHECK_EVERY };
+            match commands.recv_timeout(wait) {
+                Ok(Command::RemoveAll { answer }) => {
+                    let removed = self.remove_all();
+                    let stop = removed.is_ok();
+                    reply(answer, removed);
+                    if stop {
+                        return;
+                    }
+                }
+                Ok(command) => self.handle(command),
+                Err(RecvTimeoutError::Timeout) => self.check_unasked(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Attach { netns, pod, ip, answer } => reply(answer, self.attach(&netns, &pod, ip)),
+            Command::Detach { pod, answer } => reply(answer, self.detach(&pod)),
+            Command::List { answer } => reply(answer, self.list()),
+            Command::Apply { desired, answer } => reply(answer, self.apply(&desired)),
+            Command::Repair { answer } => reply(answer, self.repair()),
+            Command::Doctor { answer } => {
+                reply(answer, doctor::examine(&self.config, &mut self.route, &mut self.firewall));
+            }
+            Command::RemoveAll { answer } => reply(answer, self.remove_all()),
+        }
+    }
+
+    fn check_unasked(&mut self) {
+        match self.repair() {
+            Ok(report) if report == Report::default() => {}
+            Ok(report) => tracing::warn!(?report, "the node's network had been changed by others and was put right"),
+            Err(error) => tracing::warn!(error = %coracle_base::one_line(&error), "checking the node's network"),
+        }
+    }
+
+    fn repair(&mut self) -> Result<Report, NetError> {
+        let mut report = Report { rebuilt: self.firewall.check()?, ..Report::default() };
+        report.added += self.ensure_links()?;
+        Ok(report)
+    }
+
+    fn apply(&mut self, desired: &Desired) -> Result<Report, NetError> {
+        let report = self.firewall.apply(desired)?;
+        let local: Vec<Ipv4Addr> = self.firewall.tables().local_vips().collect();
+        if local != self.local_vips {
+            self.local_vips = local;
+            self.ensure_links()?;
+        }
+        if let Some(services) = self.firewall.changed_udp_services() {
+            self.sweeper.wish(services);
+        }
+        Ok(report)
+    }
+
+    /// Bridge, addresses, settings, service route and the pods' ports as they should be. Says how many things were
+    /// missing or wrong.
+    fn ensure_links(&mut self) -> Result<usize, NetError> {
+        let mut changed = 0;
+        let (name, mtu) = (self.config.bridge.clone(), self.config.mtu);
+        let mut bridge = self.find(&name)?;
+        if bridge.is_none() {
+            links::create_bridge(&mut self.route, &name, self.config.gateway(), mtu)
+                .map_err(self.netlink("creating the bridge"))?;
+            changed += 1;
+            bridge = self.find(&name)?;
+        }
+        let bridge = bridge.ok_or_else(|| self.netlink("finding the bridge")(io::ErrorKind::NotFound.into()))?;
+        if bridge.kind.as_deref() != Some("bridge") {
+            let kind = bridge.kind.unwrap_or_else(|| "physical or loopback link".to_owned());
+            return Err(NetError::NotABridge { name, kind });
+        }
+        self.bridge = bridge.index;
+        if !bridge.up || bridge.mtu != mtu {
+            links::adjust(&mut self.route, bridge.index, mtu, None).map_err(self.netlink("setting the bridge up"))?;
+            changed += 1;
+        }
+        changed += self.ensure_addresses()?;
+        changed += settings::ensure(&name)?;
+        changed += self.ensure_routes()?;
+        changed += self.ensure_ports()?;
+        Ok(changed)
+    }
+
+    fn ensure_addresses(&mut self) -> Result<usize, NetError> {
+        let bridge = self.bridge;
+        let address = |address, prefix| Address { link: bridge, address, prefix };
+        let mut wanted = vec![address(self.config.gateway(), self.config.node_cidr.prefix())];
+        wanted.extend(self.local_vips.iter().map(|vip| address(*vip, 32)));
+        let mut found = links::addresses(&mut self.route).map_err(self.netlink("listing addresses"))?;
+        found.retain(|address| address.link == bridge);
+        let mut changed = 0;
+        for stale in found.iter().filter(|address| !wanted.contains(address)) {
+            links::delete_address(&mut self.route, stale).map_err(self.netlink("deleting an address"))?;
+            changed += 1;
+        }
+        for missing in wanted.iter().filter(|address| !found.contains(address)) {
+            links::add_address(&mut self.route, bridge, missing.address, missing.prefix)
+                .map_err(self.netlink("adding an address"))?;
+            changed += 1;
+        }
+        Ok(changed)
+    }
+
+    fn ensure_routes(&mut self) -> Result<usize, NetError> {
+        let (bridge, services, gateway) = (self.bridge, self.config.service_cidr, self.config.gateway());
+        let routes = links::routes(&mut self.route).map_err(self.netlink("listing routes"))?;
+        let (ours, others): (Vec<_>, Vec<_>) =
+            routes.into_iter().filter(|r| r.link == Some(bridge) && r.protocol == ROUTE_PROTOCOL).partition(|route| {
+                route.destination == Some(services.network())
+                    && route.prefix == services.prefix()
+                    && route.source == Some(gateway)
+            });
+        for stale in &others {
+            links::delete_route(&mut self.route, stale).map_err(self.netlink("deleting a route"))?;
+        }
+        if ours.is_empty() {
+            links::set_service_route(&mut self.route, bridge, services, gateway)
+                .map_err(self.netlink("adding the route for service addresses"))?;
+        }
+        Ok(others.len() + usize::from(ours.is_empty()))
+    }
+
+    /// Pods' links are ports of the bridge and up, also after the bridge was made anew.
+    fn ensure_ports(&mut self) -> Result<usize, NetError> {
+        let (bridge, mtu) = (self.bridge, self.config.mtu);
+        let mut changed = 0;
+        for (_, link) in self.pods()?.into_iter().filter(|(_, link)| link.master != Some(bridge) || !link.up) {
+            links::adjust(&mut self.route, link.index, mtu, Some(bridge)).map_err(self.netlink("attaching a port"))?;
+            changed += 1;
+        }
+        Ok(changed)
+    }
+
+    fn attach(&mut self, netns: &OwnedFd, pod: &str, ip: Ipv4Addr) -> Result<PodLink, NetError> {
+        let failed = |operation: &str| {
+            let (pod, operation) = (pod.to_owned(), operation.to_owned());
+            move |source| NetError::Pod { pod, ip, operation, source }
+        };
+        let name = link_name(&self.config, pod);
+        let alias = alias(&self.config, pod, ip);
+        if alias.len() > 255 || pod.is_empty() {
+            return Err(NetError::Config(format!("pod id `{pod}` is empty or longer than a link's alias may be")));
+        }
+        let mut inside = namespace::inside(netns.as_fd(), Socket::route)
+            .map_err(failed("opening a netlink socket in the pod's namespace"))?;
+        let found = PodLink { pod: pod.to_owned(), ip, link: name.clone() };
+        if let Some(link) = self.find(&name)? {
+            let same = link.alias.as_deref() == Some(&alias) && link.master == Some(self.bridge) && link.up;
+            if same && links::pod_is_configured(&mut inside, &link, ip).map_err(failed("looking at the pod's link"))? {
+                return Ok(found);
+            }
+            links::delete(&mut self.route, &name).map_err(failed("removing a half-made link"))?;
+        }
+        let create = |owner: &mut Owner| {
+            let (bridge, mtu) = (owner.bridge, owner.config.mtu);
+            links::create_pair(&mut owner.route, &name, &alias, bridge, mtu, ip, netns.as_fd())
+        };
+        if let Err(error) = create(self) {
+            // The bridge may have been taken away since the last look.
+            if self.ensure_links()? == 0 {
+                return Err(failed("creating the link")(error));
+            }
+            links::delete(&mut self.route, &name).map_err(failed("removing a half-made link"))?;
+            create(self).map_err(failed("creating the link"))?;
+        }
+        let gateway = self.config.gateway();
+        if let Err(error) = links::configure_pod(&mut inside, ip, gateway) {
+            links::delete(&mut self.route, &name).map_err(failed("removing a half-made link"))?;
+            return Err(failed("setting address and routes")(error));
+        }
+        Ok(found)
+    }
+
+    fn detach(&mut self, pod: &str) -> Result<(), NetError> {
+        let name = link_name(&self.config, pod);
+        links::delete(&mut self.route, &name).map_err(self.netlink("deleting a pod's link"))
+    }
+
+    fn list(&mut self) -> Result<Vec<PodLink>, NetError> {
+        Ok(self.pods()?.into_iter().map(|(pod, _)| pod).collect())
+    }
+
+    fn pods(&mut self) -> Result<Vec<(PodLink, Link)>, NetError> {
+        let found = links::links(&mut self.route).map_err(self.netlink("listing links"))?;
+        let pods = found.into_iter().filter_map(|link| {
+            let (ip, pod) = read_alias(&self.config, link.alias.as_deref()?)?;
+            Some((PodLink { pod, ip, link: link.name.clone() }, link))
+        });
+        Ok(pods.collect())
+    }
+
+    fn remove_all(&mut self) -> Result<(), NetError> {
+        for (_, link) in self.pods()? {
+            links::delete(&mut self.route, &link.name).map_err(self.netlink("deleting a pod's link"))?;
+        }
+        let bridge = self.config.bridge.clone();
+        if self.find(&bridge)?.is_some_and(|link| link.kind.as_deref() == Some("bridge")) {
+            links::delete(&mut self.route, &bridge).map_err(self.netlink("deleting the bridge"))?;
+        }
+        self.firewall.remove()
+    }
+
+    fn find(&mut self, name: &str) -> Result<Option<Link>, NetError> {
+        let found = links::link(&mut self.route, name);
+        found.map_err(|source| NetError::Netlink { operation: format!("asking for link {name}"), source })
+    }
+
+    fn netlink(&self, operation: &str) -> impl FnOnce(io::Error) -> NetError + use<> {
+        let operation = format!("{operation} ({})", self.config.bridge);
+        move |source| NetError::Netlink { operation, source }
+    }
+}
+
+impl NetConfig {
+    /// The bridge's address.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        self.node_cidr.gateway()
+    }
+
+    /// Refuses names and blocks that cannot work.
+    pub(crate) fn validate(&self) -> Result<(), NetError> {
+        let plain = |name: &str, max: usize| {
+            !name.is_empty()
+                && name.len() <= max
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        };
+        let problem = if !plain(&self.bridge, 15) {
+            format!("bridge name `{}` must be 1 to 15 letters, digits, - or _", self.bridge)
+        } else if !plain(&self.table, 64) {
+            format!("table name `{}` must be 1 to 64 letters, digits, - or _", self.table)
+        } else if self.node_cidr.prefix() > 29 {
+            format!("node block {} is too small: /29 is the least", self.node_cidr)
+        } else if !covers(self.cluster_cidr, self.node_cidr) {
+            format!("node block {} is not inside the cluster's {}", self.node_cidr, self.cluster_cidr)
+        } else if overlap(self.cluster_cidr, self.service_cidr) {
+            format!("service block {} overlaps the cluster's {}", self.service_cidr, self.cluster_cidr)
+        } else if !(576..=65_535).contains(&self.mtu) {
+            format!("MTU {} is not between 576 and 65535", self.mtu)
+        } else {
+            return Ok(());
+        };
+        Err(NetError::Config(problem))
+    }
+}
+
+pub(crate) fn covers(outer: Cidr, inner: Cidr) -> bool {
+    outer.prefix() <= inner.prefix() && outer.contains(inner.network())
+}
+
+pub(crate) fn overlap(a: Cidr, b: Cidr) -> bool {
+    covers(a, b) || covers(b, a)
+}
+
+fn layout(config: &NetConfig) -> Layout {
+    Layout {
+        table: config.table.clone(),
+        bridge: config.bridge.clone(),
+        node_cidr: config.node_cidr,
+        cluster_cidr: config.cluster_cidr,
+        service_cidr: config.service_cidr,
+    }
+}
+
+/// Name of the host's end of a pod's link: 14 bytes, the same each time, different for another cluster's pods.
+fn link_name(config: &NetConfig, pod: &str) -> String {
+    let hash = fnv1a(format!("{}/{}/{pod}", config.bridge, config.table).as_bytes());
+    format!("cp{:012x}", hash & 0xffff_ffff_ffff)
+}
+
+/// The alias tells a restarted agent whose link it is.
+fn alias(config: &NetConfig, pod: &str, ip: Ipv4Addr) -> String {
+    format!("coracle/{}/{}/{ip}/{pod}", config.bridge, config.table)
+}
+
+fn read_alias(config: &NetConfig, alias: &str) -> Option<(Ipv4Addr, String)> {
+    let rest = alias.strip_prefix(&format!("coracle/{}/{}/", config.bridge, config.table))?;
+    let (ip, pod) = rest.split_once('/')?;
+    Some((ip.parse().ok()?, pod.to_owned()))
+}
+
+/// A caller that no longer waits needs no answer.
+fn reply<T>(answer: Answer<T>, result: Result<T, NetError>) {
+    drop(answer.send(result));
+}
