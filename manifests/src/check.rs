@@ -5,7 +5,7 @@ use coracle_base::nearest;
 use serde_json::Value;
 
 use crate::kinds::Kind;
-use crate::problem::{Problem, Reason};
+use crate::problem::{Problem, Reason, bounded};
 use crate::quantity::Quantity;
 use crate::schema::{self, Field, Support, Type};
 
@@ -29,7 +29,54 @@ pub fn strict(kind: &Kind, value: &Value) -> Vec<Problem> {
 pub fn all(type_name: &str, value: &Value) -> Found {
     let mut found = Found::default();
     named(type_name, value, "", &mut found);
+    found.problems = bounded(found.problems);
     found
+}
+
+/// Problems of the status that a `/status` request brings: unknown fields and wrong types.
+#[must_use]
+pub fn status(kind: &Kind, object: &Value) -> Vec<Problem> {
+    let mut found = Found::default();
+    if let Some(field) = schema::field(kind.kind, "status")
+        && !object["status"].is_null()
+    {
+        typed(&field.typ, &object["status"], "status", &mut found);
+    }
+    bounded(found.problems)
+}
+
+/// Fields that upstream requires and that are not there, after defaults.
+#[must_use]
+pub fn required(kind: &Kind, value: &Value) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    required_in(&Type::Named(kind.kind.to_owned()), value, "", &mut problems);
+    problems
+}
+
+fn required_in(typ: &Type, value: &Value, path: &str, problems: &mut Vec<Problem>) {
+    match (typ, value) {
+        (Type::Named(name), Value::Object(map)) => {
+            for field in schema::fields(name).unwrap_or_default() {
+                if matches!(field.support, Support::System | Support::No) {
+                    continue;
+                }
+                match map.get(&field.name).filter(|value| !value.is_null()) {
+                    Some(value) => required_in(&field.typ, value, &join(path, &field.name), problems),
+                    None if field.required => {
+                        let path = join(path, &field.name);
+                        problems.push(Problem::new(path, Reason::Required, "this field is required"));
+                    }
+                    None => {}
+                }
+            }
+        }
+        (Type::List(inner), Value::Array(items)) => {
+            for (index, item) in items.iter().enumerate() {
+                required_in(inner, item, &format!("{path}[{index}]"), problems);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Removes every field the table does not know, for clients that asked to ignore them; returns what was removed.
@@ -82,7 +129,7 @@ fn named(type_name: &str, value: &Value, path: &str, found: &mut Found) {
         let path = join(path, key);
         let Some(field) = schema::field(type_name, key) else {
             let names = schema::fields(type_name).unwrap_or_default().iter().map(|field| field.name.as_str());
-            let mut problem = Problem::new(path, Reason::Unknown, format!("unknown field `{key}`"));
+            let mut problem = Problem::new(path, Reason::Unknown, format!("unknown field `{}`", shown(key)));
             if let Some(near) = nearest(key, names) {
                 problem = problem.hint(format!("did you mean `{near}`?"));
             }
@@ -108,12 +155,19 @@ fn one(field: &Field, value: &Value, path: &str, found: &mut Found) {
             }
             return;
         }
-        Support::Warn => found.warnings.push(format!("{path} has no effect yet")),
+        Support::Warn => {
+            let quiet = is_empty(value) && field.quiet.is_empty()
+                || scalar(value).is_some_and(|text| field.quiet.contains(&text));
+            if !quiet {
+                found.warnings.push(format!("{path} has no effect yet"));
+            }
+        }
         Support::Yes => {}
     }
     typed(&field.typ, value, path, found);
-    if let (false, Some(text)) = (field.only.is_empty(), value.as_str())
-        && !field.only.iter().any(|only| only == text)
+    if let (false, Some(text)) = (field.only.is_empty(), scalar(value))
+        && !field.only.contains(&text)
+        && (value.is_string() == matches!(field.typ, Type::Str))
     {
         let list = field
             .only
@@ -122,15 +176,31 @@ fn one(field: &Field, value: &Value, path: &str, found: &mut Found) {
             .map(|only| format!("`{only}`"))
             .collect::<Vec<_>>()
             .join(", ");
-        found.problems.push(Problem::new(
-            path,
-            Reason::NotSupported,
-            format!("`{text}` is not supported; supported: {list}"),
-        ));
+        let shown: String = text.chars().take(80).collect();
+        let mut problem =
+            Problem::new(path, Reason::NotSupported, format!("`{shown}` is not supported; supported: {list}"));
+        if let Some(near) = nearest(&text, field.only.iter().map(String::as_str).filter(|only| !only.is_empty())) {
+            problem = problem.hint(format!("did you mean `{near}`?"));
+        }
+        found.problems.push(problem);
     }
 }
 
-/// Whether an unsupported field says nothing: absent, false, zero, empty.
+/// A scalar as text.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+/// A key a stranger chose, cut to what a line holds.
+fn shown(key: &str) -> String {
+    key.chars().take(80).collect()
+}
+
+/// Whether an unsupported field says nothing: absent, false, zero, empty, or an object of such.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -138,7 +208,7 @@ fn is_empty(value: &Value) -> bool {
         Value::Number(number) => number.as_i64() == Some(0),
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
+        Value::Object(map) => map.values().all(is_empty),
     }
 }
 
@@ -146,14 +216,22 @@ fn typed(typ: &Type, value: &Value, path: &str, found: &mut Found) {
     let bad = |expected: &str| wrong_type(path, expected, value);
     match typ {
         Type::Any => {}
-        Type::Str | Type::Time => {
+        Type::Str => {
             if !value.is_string() {
                 found.problems.push(bad("text").hint_quote(value));
             }
         }
-        Type::Int => {
-            if value.as_i64().is_none() {
-                found.problems.push(bad("a whole number"));
+        Type::Time => {
+            if !value.is_null() && value.as_str().is_none_or(|text| crate::time::parse(text).is_none()) {
+                found.problems.push(bad("a time such as `2026-11-26T12:00:00Z`"));
+            }
+        }
+        Type::Int | Type::Long => {
+            let fits = |value: i64| matches!(typ, Type::Long) || i32::try_from(value).is_ok();
+            match value.as_i64() {
+                None => found.problems.push(bad("a whole number")),
+                Some(number) if !fits(number) => found.problems.push(bad("a whole number of 32 bits")),
+                Some(_) => {}
             }
         }
         Type::Bool => {
@@ -194,7 +272,8 @@ fn typed(typ: &Type, value: &Value, path: &str, found: &mut Found) {
         Type::Map(inner) => match value.as_object() {
             None => found.problems.push(bad("a map")),
             Some(map) => {
-                for (key, value) in map {
+                // `key:` with nothing is the empty text upstream.
+                for (key, value) in map.iter().filter(|(_, value)| !value.is_null()) {
                     typed(inner, value, &join(path, key), found);
                 }
             }

@@ -3,184 +3,298 @@
 use serde_json::{Map, Value, json};
 
 use crate::kinds::Kind;
+use crate::schema::{self, Type};
+use crate::view::{list, text};
 
-/// Fills in the defaults of an object of `kind`. Nulls are removed first: they mean "not said".
+/// Fills in the defaults of an object of `kind`. Nulls are removed first: they mean "not said", but for the values of maps of
+/// text, where they mean the empty text. Any tree is taken; what is not of its type is left as it is.
 pub fn apply(kind: &Kind, object: &mut Value) {
-    drop_nulls(object);
+    normal(&Type::Named(kind.kind.to_owned()), object);
     if !object.is_object() {
         return;
     }
     object["apiVersion"] = json!(kind.api_version());
     object["kind"] = json!(kind.kind);
     match kind.kind {
-        "Pod" => pod_spec(&mut object["spec"]),
-        "Deployment" => deployment(&mut object["spec"]),
+        "Pod" => pod(object),
+        "Deployment" => deployment(object),
         "ReplicaSet" => {
-            let spec = &mut object["spec"];
-            put(spec, "replicas", json!(1));
-            template(&mut spec["template"]);
+            put(object, "spec", json!({}));
+            with(object, "spec", |spec| {
+                put(spec, "replicas", json!(1));
+                with(spec, "template", template);
+            });
         }
-        "Service" => service(&mut object["spec"]),
-        "Namespace" => {
-            if object["spec"]["finalizers"].is_null() {
-                object["spec"]["finalizers"] = json!(["kubernetes"]);
-            }
-            if let Some(name) = object["metadata"]["name"].as_str().map(ToOwned::to_owned) {
-                object["metadata"]["labels"]["kubernetes.io/metadata.name"] = json!(name);
-            }
+        "Service" => {
+            put(object, "spec", json!({}));
+            with(object, "spec", service);
         }
+        "Namespace" => namespace(object),
         "Secret" => {
             put(object, "type", json!("Opaque"));
             fold_string_data(object);
+        }
+        "EndpointSlice" => {
+            put(object, "endpoints", json!([]));
+            for port in items(object, "ports") {
+                put(port, "name", json!(""));
+                put(port, "protocol", json!("TCP"));
+            }
         }
         _ => {}
     }
 }
 
-fn put(object: &mut Value, field: &str, value: Value) {
-    if object.is_null() {
-        *object = json!({});
+/// Takes over from the stored object what the system allotted and a whole new object (`PUT`) does not say: the addresses of a
+/// Service, the pod network of a node.
+pub fn carry(kind: &Kind, old: &Value, new: &mut Value) {
+    let fields: &[&str] = match kind.kind {
+        "Service" => &["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"],
+        "Node" => &["podCIDR", "podCIDRs"],
+        _ => return,
+    };
+    put(new, "spec", json!({}));
+    with(new, "spec", |spec| {
+        for field in fields {
+            let value = &old["spec"][*field];
+            let unsaid = spec.get(*field).is_none_or(|value| value.is_null() || *value == "" || *value == json!([]));
+            if unsaid && !value.is_null() {
+                set(spec, field, value.clone());
+            }
+        }
+    });
+}
+
+/// What upstream calls a pod's quality-of-service class, of its spec.
+#[must_use]
+pub fn qos_class(spec: &Value) -> &'static str {
+    use crate::quantity::Quantity;
+    let (mut any, mut guaranteed) = (false, true);
+    for container in list(&spec["initContainers"]).iter().chain(list(&spec["containers"])) {
+        let resources = &container["resources"];
+        for name in ["cpu", "memory"] {
+            let amount = |bound: &str| Quantity::of_json(&resources[bound][name]);
+            let (limit, request) = (amount("limits"), amount("requests"));
+            any |= limit.milli() > 0 || request.milli() > 0;
+            guaranteed &= limit.milli() > 0 && (request.milli() == 0 || request == limit);
+        }
     }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// Adds a field to an object that does not have it.
+fn put(object: &mut Value, field: &str, value: Value) {
     if let Some(map) = object.as_object_mut() {
         map.entry(field.to_owned()).or_insert(value);
     }
 }
 
-fn drop_nulls(value: &mut Value) {
+fn set(object: &mut Value, field: &str, value: Value) {
+    if let Some(map) = object.as_object_mut() {
+        map.insert(field.to_owned(), value);
+    }
+}
+
+/// Does something to a field that is there and an object.
+fn with(object: &mut Value, field: &str, act: impl FnOnce(&mut Value)) {
+    if let Some(inner) = object.get_mut(field).filter(|inner| inner.is_object()) {
+        act(inner);
+    }
+}
+
+fn items<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
+    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten().filter(|item| item.is_object())
+}
+
+/// Removes nulls, and writes amounts as text: typed clients of other languages read nothing else.
+fn normal(typ: &Type, value: &mut Value) {
     match value {
         Value::Object(map) => {
-            map.retain(|key, value| !value.is_null() || key == "creationTimestamp" || key == "eventTime");
-            map.remove("creationTimestamp")
-                .filter(|value| !value.is_null())
-                .map(|value| map.insert("creationTimestamp".to_owned(), value));
-            map.values_mut().for_each(drop_nulls);
+            if let Type::Map(inner) = typ {
+                if matches!(**inner, Type::Str | Type::Base64) {
+                    map.values_mut().filter(|value| value.is_null()).for_each(|value| *value = json!(""));
+                }
+                map.retain(|_, value| !value.is_null());
+                map.values_mut().for_each(|value| normal(inner, value));
+                return;
+            }
+            let type_name = if let Type::Named(name) = typ { Some(name.as_str()) } else { None };
+            // An event's time is null as long as nobody uses the newer event fields.
+            map.retain(|key, value| !value.is_null() || key == "eventTime");
+            for (key, value) in map {
+                let field = type_name.and_then(|name| schema::field(name, key));
+                normal(field.map_or(&Type::Any, |field| &field.typ), value);
+            }
         }
-        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Array(items) => {
+            let inner = if let Type::List(inner) = typ { inner } else { &Type::Any };
+            items.iter_mut().for_each(|item| normal(inner, item));
+        }
+        Value::Number(number) if matches!(typ, Type::Quantity) => *value = Value::String(number.to_string()),
         _ => {}
     }
+}
+
+fn namespace(object: &mut Value) {
+    put(object, "spec", json!({}));
+    with(object, "spec", |spec| put(spec, "finalizers", json!(["kubernetes"])));
+    let Some(name) = object["metadata"]["name"].as_str().map(ToOwned::to_owned) else { return };
+    with(object, "metadata", |meta| {
+        put(meta, "labels", json!({}));
+        with(meta, "labels", |labels| set(labels, "kubernetes.io/metadata.name", json!(name)));
+    });
 }
 
 /// `stringData` is write-only: it goes into `data`, base64.
 fn fold_string_data(secret: &mut Value) {
     use base64::Engine as _;
-    let Some(plain) = secret.as_object_mut().and_then(|map| map.remove("stringData")) else { return };
+    if !secret.get("stringData").is_some_and(Value::is_object)
+        || secret.get("data").is_some_and(|data| !data.is_object())
+    {
+        return;
+    }
+    let plain = secret.as_object_mut().and_then(|map| map.remove("stringData")).unwrap_or_default();
     let mut data: Map<String, Value> = secret["data"].as_object().cloned().unwrap_or_default();
     for (key, value) in plain.as_object().into_iter().flatten() {
-        data.insert(
-            key.clone(),
-            json!(base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default())),
-        );
+        data.insert(key.clone(), json!(base64::engine::general_purpose::STANDARD.encode(text(value))));
     }
-    secret["data"] = Value::Object(data);
+    if !data.is_empty() {
+        set(secret, "data", Value::Object(data));
+    }
 }
 
-fn deployment(spec: &mut Value) {
-    put(spec, "replicas", json!(1));
-    put(spec, "revisionHistoryLimit", json!(10));
-    put(spec, "progressDeadlineSeconds", json!(600));
-    put(spec, "strategy", json!({}));
-    put(&mut spec["strategy"], "type", json!("RollingUpdate"));
-    if spec["strategy"]["type"] == "RollingUpdate" {
-        put(&mut spec["strategy"], "rollingUpdate", json!({}));
-        put(&mut spec["strategy"]["rollingUpdate"], "maxUnavailable", json!("25%"));
-        put(&mut spec["strategy"]["rollingUpdate"], "maxSurge", json!("25%"));
-    }
-    template(&mut spec["template"]);
+fn deployment(object: &mut Value) {
+    put(object, "spec", json!({}));
+    with(object, "spec", |spec| {
+        put(spec, "replicas", json!(1));
+        put(spec, "revisionHistoryLimit", json!(10));
+        put(spec, "progressDeadlineSeconds", json!(600));
+        put(spec, "strategy", json!({}));
+        with(spec, "strategy", |strategy| {
+            put(strategy, "type", json!("RollingUpdate"));
+            if strategy["type"] == "RollingUpdate" {
+                put(strategy, "rollingUpdate", json!({}));
+                with(strategy, "rollingUpdate", |rolling| {
+                    put(rolling, "maxUnavailable", json!("25%"));
+                    put(rolling, "maxSurge", json!("25%"));
+                });
+            }
+        });
+        with(spec, "template", template);
+    });
 }
 
 fn template(template: &mut Value) {
-    if template.is_object() {
-        pod_spec(&mut template["spec"]);
-    }
+    put(template, "metadata", json!({}));
+    with(template, "spec", pod_spec);
+}
+
+/// A pod has a few defaults more than a template.
+fn pod(object: &mut Value) {
+    with(object, "spec", |spec| {
+        pod_spec(spec);
+        put(spec, "enableServiceLinks", json!(true));
+        let host_network = spec["hostNetwork"] == true;
+        for part in ["initContainers", "containers"] {
+            for container in items(spec, part) {
+                requests_from_limits(container);
+                for port in items(container, "ports").filter(|_| host_network) {
+                    let number = port["containerPort"].clone();
+                    if port.get("hostPort").is_none_or(|host| *host == 0) && !number.is_null() {
+                        set(port, "hostPort", number);
+                    }
+                }
+            }
+        }
+    });
 }
 
 fn pod_spec(spec: &mut Value) {
-    if !spec.is_object() {
-        return;
-    }
     put(spec, "restartPolicy", json!("Always"));
     put(spec, "terminationGracePeriodSeconds", json!(30));
     put(spec, "dnsPolicy", json!("ClusterFirst"));
     put(spec, "securityContext", json!({}));
     put(spec, "schedulerName", json!("default-scheduler"));
-    if let Some(name) = spec.get("serviceAccountName").or_else(|| spec.get("serviceAccount")).cloned() {
-        spec["serviceAccountName"] = name.clone();
-        spec["serviceAccount"] = name;
+    let account = ["serviceAccountName", "serviceAccount"].map(|field| text(&spec[field]).to_owned());
+    if let Some(name) = account.into_iter().find(|name| !name.is_empty()).map(Value::String) {
+        set(spec, "serviceAccountName", name.clone());
+        set(spec, "serviceAccount", name);
     }
-    let host_network = spec["hostNetwork"] == true;
-    for list in ["initContainers", "containers"] {
-        for item in spec[list].as_array_mut().into_iter().flatten() {
-            container(item, host_network);
-        }
+    for part in ["initContainers", "containers"] {
+        items(spec, part).for_each(container);
     }
-    if spec.get("initContainers").is_some_and(Value::is_null) {
-        spec.as_object_mut().map(|map| map.remove("initContainers"));
-    }
-    for volume in spec.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {
-        for source in ["configMap", "secret"] {
-            if volume.get(source).is_some_and(Value::is_object) {
-                put(&mut volume[source], "defaultMode", json!(420));
-            }
+    for volume in items(spec, "volumes") {
+        for source in ["configMap", "secret", "downwardAPI", "projected"] {
+            with(volume, source, |source| put(source, "defaultMode", json!(0o644)));
         }
-        if volume.get("hostPath").is_some_and(Value::is_object) {
-            put(&mut volume["hostPath"], "type", json!(""));
-        }
+        with(volume, "hostPath", |source| put(source, "type", json!("")));
         // A volume that names no source is an empty directory.
-        if volume.as_object().is_some_and(|map| map.len() == 1 && map.contains_key("name")) {
-            volume["emptyDir"] = json!({});
+        if volume.as_object().is_some_and(|map| map.keys().all(|key| key == "name")) {
+            put(volume, "emptyDir", json!({}));
         }
     }
 }
 
-fn container(container: &mut Value, _host_network: bool) {
-    if !container.is_object() {
-        return;
-    }
+fn container(container: &mut Value) {
     put(container, "terminationMessagePath", json!("/dev/termination-log"));
     put(container, "terminationMessagePolicy", json!("File"));
     put(container, "resources", json!({}));
-    let image = container["image"].as_str().unwrap_or_default();
-    let tag = image.rsplit('/').next().and_then(|last| last.split_once(':')).map(|(_, tag)| tag);
-    let latest = !image.contains('@') && tag.is_none_or(|tag| tag == "latest");
-    put(container, "imagePullPolicy", json!(if latest { "Always" } else { "IfNotPresent" }));
-    for port in container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+    let policy = pull_policy(text(&container["image"]));
+    put(container, "imagePullPolicy", json!(policy));
+    for port in items(container, "ports") {
         put(port, "protocol", json!("TCP"));
     }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        if let Some(probe) = container.get_mut(probe).filter(|probe| probe.is_object()) {
+        with(container, probe, |probe| {
             for (field, value) in
                 [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
             {
                 put(probe, field, json!(value));
             }
-            http_get(probe);
-        }
+            with(probe, "httpGet", http_get);
+        });
     }
-    if let Some(handler) = container.get_mut("lifecycle").and_then(|lifecycle| lifecycle.get_mut("preStop")) {
-        http_get(handler);
-    }
-    for entry in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
-        if let Some(field) = entry.get_mut("valueFrom").and_then(|from| from.get_mut("fieldRef")) {
-            put(field, "apiVersion", json!("v1"));
+    with(container, "lifecycle", |lifecycle| {
+        for hook in ["preStop", "postStart"] {
+            with(lifecycle, hook, |handler| with(handler, "httpGet", http_get));
         }
-        if let Some(field) = entry.get_mut("valueFrom").and_then(|from| from.get_mut("resourceFieldRef")) {
-            put(field, "divisor", json!("0"));
-        }
-    }
-    // A limit without a request asks for the limit.
-    if let Some(limits) = container["resources"].get("limits").and_then(Value::as_object).cloned() {
-        for (name, value) in limits {
-            put(&mut container["resources"], "requests", json!({}));
-            put(&mut container["resources"]["requests"], &name, value);
-        }
+    });
+    for entry in items(container, "env") {
+        with(entry, "valueFrom", |from| {
+            with(from, "fieldRef", |field| put(field, "apiVersion", json!("v1")));
+            with(from, "resourceFieldRef", |field| put(field, "divisor", json!("0")));
+        });
     }
 }
 
-fn http_get(handler: &mut Value) {
-    if let Some(get) = handler.get_mut("httpGet").filter(|get| get.is_object()) {
-        put(get, "path", json!("/"));
-        put(get, "scheme", json!("HTTP"));
+/// `latest`, or neither tag nor digest, is looked up each time.
+fn pull_policy(image: &str) -> &'static str {
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let tag = name.rsplit('/').next().and_then(|last| last.split_once(':')).map(|(_, tag)| tag);
+    match (tag, digest) {
+        (Some("latest"), _) | (None, None) => "Always",
+        _ => "IfNotPresent",
     }
+}
+
+/// A limit without a request asks for the limit.
+fn requests_from_limits(container: &mut Value) {
+    let Some(limits) = container["resources"]["limits"].as_object().cloned() else { return };
+    with(container, "resources", |resources| {
+        put(resources, "requests", json!({}));
+        with(resources, "requests", |requests| {
+            limits.into_iter().for_each(|(name, value)| put(requests, &name, value))
+        });
+    });
+}
+
+fn http_get(get: &mut Value) {
+    put(get, "path", json!("/"));
+    put(get, "scheme", json!("HTTP"));
 }
 
 fn service(spec: &mut Value) {
@@ -189,10 +303,13 @@ fn service(spec: &mut Value) {
     put(spec, "internalTrafficPolicy", json!("Cluster"));
     put(spec, "ipFamilies", json!(["IPv4"]));
     put(spec, "ipFamilyPolicy", json!("SingleStack"));
-    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+    for port in items(spec, "ports") {
         put(port, "protocol", json!("TCP"));
         let number = port["port"].clone();
-        put(port, "targetPort", number);
+        let unsaid = port.get("targetPort").is_none_or(|target| *target == 0 || *target == "");
+        if unsaid && !number.is_null() {
+            set(port, "targetPort", number);
+        }
     }
 }
 
@@ -218,7 +335,8 @@ mod tests {
             (&json!(1), &json!("25%"))
         );
         assert_eq!(spec["containers"][0]["imagePullPolicy"], "Always");
-        assert_eq!(spec["containers"][0]["resources"]["requests"]["memory"], "1Gi");
+        // A template keeps its limits as they are; the pods made of it get the requests.
+        assert_eq!(spec["containers"][0]["resources"], json!({"limits": {"memory": "1Gi"}}));
         assert_eq!(
             spec["containers"][0]["readinessProbe"]["httpGet"],
             json!({"port": 80, "path": "/", "scheme": "HTTP"})
@@ -237,5 +355,77 @@ mod tests {
         assert_eq!(secret["data"], json!({"a": "eA==", "b": "aGk="}));
         assert!(secret.get("stringData").is_none());
         assert_eq!(secret["type"], "Opaque");
+    }
+
+    fn defaulted(word: &str, mut object: Value) -> Value {
+        apply(by_word(word).unwrap(), &mut object);
+        object
+    }
+
+    #[test]
+    fn pods_get_what_templates_do_not() {
+        let pod = defaulted(
+            "pod",
+            json!({"metadata": {"name": "p"}, "spec": {"hostNetwork": true, "serviceAccount": "x", "containers": [
+            {"name": "c", "image": "i", "ports": [{"containerPort": 80}], "resources": {"limits": {"cpu": 2, "memory": "1Gi"}, "requests": {"cpu": "1"}}}]}}),
+        );
+        let spec = &pod["spec"];
+        assert_eq!((&spec["enableServiceLinks"], &spec["serviceAccountName"]), (&json!(true), &json!("x")));
+        let container = &spec["containers"][0];
+        assert_eq!(container["ports"][0], json!({"containerPort": 80, "hostPort": 80, "protocol": "TCP"}));
+        assert_eq!(
+            container["resources"],
+            json!({"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}})
+        );
+        assert_eq!(qos_class(spec), "Burstable");
+        assert_eq!(qos_class(&json!({"containers": [{}]})), "BestEffort");
+        let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m"}});
+        assert_eq!(qos_class(&json!({"containers": [{"resources": full}]})), "Guaranteed");
+    }
+
+    #[test]
+    fn nothing_said_and_null_are_the_same_but_in_maps_of_text() {
+        let map = defaulted(
+            "cm",
+            json!({"metadata": {"name": "a", "creationTimestamp": null, "labels": {"x": null}}, "data": {"k": null}, "binaryData": null}),
+        );
+        assert_eq!(map["data"], json!({"k": ""}));
+        assert_eq!(map["metadata"], json!({"name": "a", "labels": {"x": ""}}));
+        assert!(map.get("binaryData").is_none());
+        let service = defaulted(
+            "svc",
+            json!({"spec": {"ports": [{"port": 80, "targetPort": ""}, {"port": 81, "targetPort": "web"}]}}),
+        );
+        assert_eq!(
+            (&service["spec"]["ports"][0]["targetPort"], &service["spec"]["ports"][1]["targetPort"]),
+            (&json!(80), &json!("web"))
+        );
+        let space = defaulted("ns", json!({"metadata": {"name": "n"}}));
+        assert_eq!(space["metadata"]["labels"]["kubernetes.io/metadata.name"], "n");
+        assert_eq!(space["spec"]["finalizers"], json!(["kubernetes"]));
+    }
+
+    #[test]
+    fn pull_policies() {
+        for (image, policy) in [
+            ("a", "Always"),
+            ("a:latest", "Always"),
+            ("a:1", "IfNotPresent"),
+            ("h:5000/a", "Always"),
+            ("h:5000/a:1", "IfNotPresent"),
+            ("a@sha256:0", "IfNotPresent"),
+            ("a:1@sha256:0", "IfNotPresent"),
+            ("a:latest@sha256:0", "Always"),
+        ] {
+            assert_eq!(pull_policy(image), policy, "{image}");
+        }
+    }
+
+    #[test]
+    fn a_replaced_service_keeps_its_address() {
+        let old = json!({"spec": {"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"]}});
+        let mut new = json!({"spec": {"clusterIP": "", "ports": []}});
+        carry(by_word("svc").unwrap(), &old, &mut new);
+        assert_eq!(new["spec"], json!({"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"], "ports": []}));
     }
 }

@@ -2,6 +2,20 @@
 
 use std::fmt;
 
+/// The most problems one answer lists.
+pub(crate) const MOST_PROBLEMS: usize = 100;
+
+/// The first problems, and how many more there are.
+pub(crate) fn bounded(mut problems: Vec<Problem>) -> Vec<Problem> {
+    let all = problems.len();
+    if all > MOST_PROBLEMS {
+        let reason = problems[MOST_PROBLEMS].reason;
+        problems.truncate(MOST_PROBLEMS);
+        problems.push(Problem::new("", reason, format!("and {} more problems", all - MOST_PROBLEMS)));
+    }
+    problems
+}
+
 /// Line and column, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {

@@ -3,7 +3,9 @@
 use std::fmt;
 
 /// An amount in thousandths, rounded up where it was finer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+///
+/// Two quantities are equal when their amounts are: how they were written does not matter.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Quantity {
     milli: i128,
     binary: bool,
@@ -54,6 +56,32 @@ impl Quantity {
     }
 }
 
+impl PartialEq for Quantity {
+    fn eq(&self, other: &Self) -> bool {
+        self.milli == other.milli
+    }
+}
+
+impl Eq for Quantity {}
+
+impl PartialOrd for Quantity {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Quantity {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.milli.cmp(&other.milli)
+    }
+}
+
+impl std::hash::Hash for Quantity {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.milli.hash(state);
+    }
+}
+
 impl std::ops::Add for Quantity {
     type Output = Self;
 
@@ -63,7 +91,6 @@ impl std::ops::Add for Quantity {
 }
 
 fn parse(text: &str) -> Option<Quantity> {
-    let text = text.trim();
     let end = text
         .find(|char: char| !(char.is_ascii_digit() || char == '.' || char == '-' || char == '+'))
         .unwrap_or(text.len());
@@ -166,7 +193,12 @@ mod tests {
             let quantity = Quantity::parse(text).unwrap();
             assert_eq!((quantity.milli(), quantity.to_string().as_str()), (milli, shown), "{text}");
         }
-        for bad in ["", "Mi", "1Qi", "1 Mi", "abc", "1e", "1e99", "--1", "1.2.3", "999999999999999999999999"] {
+        let same = |one: &str, two: &str| Quantity::parse(one).unwrap() == Quantity::parse(two).unwrap();
+        assert!(same("1Gi", "1073741824") && same("1000m", "1") && same("1024Ki", "1Mi") && same("1e3", "1k"));
+        assert!(Quantity::parse("1Gi").unwrap() <= Quantity::parse("1073741824").unwrap());
+        for bad in
+            ["", " 1", "1 ", "1K", "Mi", "1Qi", "1 Mi", "abc", "1e", "1e99", "--1", "1.2.3", "999999999999999999999999"]
+        {
             assert!(Quantity::parse(bad).is_err(), "{bad}");
         }
     }

@@ -8,8 +8,10 @@ use std::sync::LazyLock;
 pub enum Type {
     /// Text.
     Str,
-    /// A whole number.
+    /// A whole number of 32 bits.
     Int,
+    /// A whole number of 64 bits.
+    Long,
     /// true or false.
     Bool,
     /// `500m`, `128Mi`; a number is taken too.
@@ -58,6 +60,10 @@ pub struct Field {
     pub set: bool,
     /// The values that are supported, when not all are.
     pub only: Vec<String>,
+    /// Of a field without effect: the values that need no warning.
+    pub quiet: Vec<String>,
+    /// Whether upstream requires it.
+    pub required: bool,
 }
 
 /// The fields of a named type, in table order.
@@ -100,16 +106,28 @@ fn parse_field(line: &str) -> Option<Field> {
     let mut words = line.split_whitespace();
     let name = words.next()?.to_owned();
     let typ = parse_type(words.next()?);
-    let mut field = Field { name, typ, support: Support::Yes, merge_key: None, set: false, only: Vec::new() };
+    let mut field = Field {
+        name,
+        typ,
+        support: Support::Yes,
+        merge_key: None,
+        set: false,
+        only: Vec::new(),
+        quiet: Vec::new(),
+        required: false,
+    };
+    let split = |values: &str| values.split('|').map(ToOwned::to_owned).collect();
     for word in words {
         match word.split_once('=') {
             Some(("key", key)) => field.merge_key = Some(key.to_owned()),
-            Some(("only", values)) => field.only = values.split('|').map(ToOwned::to_owned).collect(),
+            Some(("only", values)) => field.only = split(values),
+            Some(("quiet", values)) => field.quiet = split(values),
             _ => match word {
                 "no" => field.support = Support::No,
                 "warn" => field.support = Support::Warn,
                 "sys" => field.support = Support::System,
                 "set" => field.set = true,
+                "req" => field.required = true,
                 _ => {}
             },
         }
@@ -127,6 +145,7 @@ fn parse_type(word: &str) -> Type {
     match word {
         "str" => Type::Str,
         "int" => Type::Int,
+        "long" => Type::Long,
         "bool" => Type::Bool,
         "quantity" => Type::Quantity,
         "intstr" => Type::IntOrStr,
@@ -140,6 +159,28 @@ fn parse_type(word: &str) -> Type {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_word_of_the_table_means_something() {
+        let marks = ["no", "warn", "sys", "set", "req"];
+        for line in include_str!("schema.txt").lines().filter(|line| line.starts_with(' ')) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            assert!(words.len() >= 2, "{line}");
+            for word in &words[2..] {
+                let known = word.split_once('=').map_or(marks.contains(word), |(mark, value)| {
+                    ["key", "only", "quiet"].contains(&mark) && !value.is_empty()
+                });
+                assert!(known, "{line}: {word}");
+            }
+        }
+        for name in types() {
+            let mut names: Vec<&str> = fields(name).unwrap().iter().map(|field| field.name.as_str()).collect();
+            let all = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), all, "a field of {name} stands there twice");
+        }
+    }
 
     #[test]
     fn every_kind_and_every_named_type_is_in_the_table() {

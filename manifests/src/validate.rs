@@ -52,7 +52,7 @@ pub fn update(kind: &Kind, old: &Value, new: &Value) -> Vec<Problem> {
             fixed(field);
         }
     }
-    if kind.kind == "Pod" && !text(&old["spec"]["nodeName"]).is_empty() || kind.kind == "Pod" {
+    if kind.kind == "Pod" {
         let strip = |object: &Value| {
             let mut spec = object["spec"].clone();
             for containers in ["containers", "initContainers"] {
