@@ -1,1 +1,15 @@
-//! Which node a pod runs on: node table, filters, scores, plan and the words that explain them.
+//! Which node a pod runs on: a table of nodes as columns, filters, scores, a plan, and the words that explain it.
+//!
+//! Pure: nodes and pods go in, bindings and reasons come out. The same input always gives the same plan. Whoever applies
+//! the plan checks it again against the state of that moment.
+#![forbid(unsafe_code)]
+
+mod explain;
+mod node;
+mod plan;
+mod request;
+
+pub use explain::Explain;
+pub use node::{Effect, NodeState, Taint};
+pub use plan::{Binding, Plan, Unschedulable, plan};
+pub use request::{Amounts, PodRequest, Toleration, TolerationOperator};

@@ -1,0 +1,1 @@
+//! Objects of the store, as planners make and change them.

@@ -1,0 +1,1 @@
+//! What several planners ask of a pod.
