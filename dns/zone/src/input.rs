@@ -11,6 +11,9 @@ pub struct ZoneInput {
     pub serial: u32,
     /// The name server's own address, answered for `ns.dns.<domain>`.
     pub nameserver: Option<Ipv4Addr>,
+    /// Address blocks of the cluster (network, prefix length): a reverse question for an address in one of them that has
+    /// no name is answered here, any other is not ours.
+    pub reverse_blocks: Vec<(Ipv4Addr, u8)>,
     /// All services.
     pub services: Vec<ServiceRecord>,
     /// All pods that have an address (`a-b-c-d.ns.pod.<domain>`). Several may share one address (host network).

@@ -4,6 +4,9 @@
 //! those of the Kubernetes DNS specification 1.1.0.
 #![forbid(unsafe_code)]
 
+mod build;
 mod input;
+mod zone;
 
 pub use input::{Endpoint, PodRecord, Port, ServiceRecord, Target, ZoneInput};
+pub use zone::{Answer, Skipped, TTL_S, Zone, ZoneError};
