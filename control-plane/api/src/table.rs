@@ -1,0 +1,401 @@
+//! Printer columns: the one place that knows kinds by name, because each has columns of its own. Everything else is generic.
+
+use coracle_manifests::kinds::Kind;
+use coracle_manifests::view::{int, is_deleting, list, text};
+use serde_json::{Value, json};
+
+/// Name, type and priority (1 = wide only) of a column.
+type Column = (&'static str, &'static str, u8);
+
+fn columns(kind: &Kind) -> &'static [Column] {
+    match kind.kind {
+        "Pod" => &[
+            ("Name", "string", 0),
+            ("Ready", "string", 0),
+            ("Status", "string", 0),
+            ("Restarts", "string", 0),
+            ("Age", "string", 0),
+            ("IP", "string", 1),
+            ("Node", "string", 1),
+            ("Nominated Node", "string", 1),
+            ("Readiness Gates", "string", 1),
+        ],
+        "Deployment" => &[
+            ("Name", "string", 0),
+            ("Ready", "string", 0),
+            ("Up-to-date", "integer", 0),
+            ("Available", "integer", 0),
+            ("Age", "string", 0),
+            ("Containers", "string", 1),
+            ("Images", "string", 1),
+            ("Selector", "string", 1),
+        ],
+        "ReplicaSet" => &[
+            ("Name", "string", 0),
+            ("Desired", "integer", 0),
+            ("Current", "integer", 0),
+            ("Ready", "integer", 0),
+            ("Age", "string", 0),
+            ("Containers", "string", 1),
+            ("Images", "string", 1),
+            ("Selector", "string", 1),
+        ],
+        "Service" => &[
+            ("Name", "string", 0),
+            ("Type", "string", 0),
+            ("Cluster-IP", "string", 0),
+            ("External-IP", "string", 0),
+            ("Port(s)", "string", 0),
+            ("Age", "string", 0),
+            ("Selector", "string", 1),
+        ],
+        "Node" => &[
+            ("Name", "string", 0),
+            ("Status", "string", 0),
+            ("Roles", "string", 0),
+            ("Age", "string", 0),
+            ("Version", "string", 0),
+            ("Internal-IP", "string", 1),
+            ("External-IP", "string", 1),
+            ("OS-Image", "string", 1),
+            ("Kernel-Version", "string", 1),
+            ("Container-Runtime", "string", 1),
+        ],
+        "Namespace" => &[("Name", "string", 0), ("Status", "string", 0), ("Age", "string", 0)],
+        "ConfigMap" => &[("Name", "string", 0), ("Data", "integer", 0), ("Age", "string", 0)],
+        "Secret" => &[("Name", "string", 0), ("Type", "string", 0), ("Data", "integer", 0), ("Age", "string", 0)],
+        "ServiceAccount" => &[("Name", "string", 0), ("Secrets", "integer", 0), ("Age", "string", 0)],
+        "Event" => &[
+            ("Last Seen", "string", 0),
+            ("Type", "string", 0),
+            ("Reason", "string", 0),
+            ("Object", "string", 0),
+            ("Subobject", "string", 1),
+            ("Source", "string", 1),
+            ("Message", "string", 0),
+            ("First Seen", "string", 1),
+            ("Count", "string", 1),
+            ("Name", "string", 1),
+        ],
+        "EndpointSlice" => &[
+            ("Name", "string", 0),
+            ("AddressType", "string", 0),
+            ("Ports", "string", 0),
+            ("Endpoints", "string", 0),
+            ("Age", "string", 0),
+        ],
+        _ => &[("Name", "string", 0), ("Age", "string", 0)],
+    }
+}
+
+/// A `Table` of objects. `include` is `includeObject` of the query: `None`, `Object` or (by default) `Metadata`.
+pub(crate) fn table(kind: &Kind, objects: &[&Value], meta: &Value, include: Option<&str>, now_ms: u64) -> Value {
+    let definitions: Vec<Value> = columns(kind)
+        .iter()
+        .map(|(name, typ, priority)| {
+            let format = if *name == "Name" { "name" } else { "" };
+            json!({"name": name, "type": typ, "format": format, "description": "", "priority": priority})
+        })
+        .collect();
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| {
+            let mut row = json!({"cells": cells(kind, object, now_ms)});
+            match include {
+                Some("None") => {}
+                Some("Object") => row["object"] = (*object).clone(),
+                _ => row["object"] = partial(object),
+            }
+            row
+        })
+        .collect();
+    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": definitions, "rows": rows})
+}
+
+/// `PartialObjectMetadata` of an object.
+pub(crate) fn partial(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+}
+
+fn cells(kind: &Kind, object: &Value, now: u64) -> Vec<Value> {
+    let meta = &object["metadata"];
+    let (name, spec, status) = (meta["name"].clone(), &object["spec"], &object["status"]);
+    let age = json!(age(text(&meta["creationTimestamp"]), now));
+    match kind.kind {
+        "Pod" => pod(object, name, age, now),
+        "Deployment" => {
+            let template = &spec["template"]["spec"];
+            vec![
+                name,
+                json!(format!("{}/{}", int(&status["readyReplicas"], 0), int(&spec["replicas"], 1))),
+                json!(int(&status["updatedReplicas"], 0)),
+                json!(int(&status["availableReplicas"], 0)),
+                age,
+                json!(join(&template["containers"], "name")),
+                json!(join(&template["containers"], "image")),
+                json!(selector(&spec["selector"])),
+            ]
+        }
+        "ReplicaSet" => {
+            let template = &spec["template"]["spec"];
+            vec![
+                name,
+                json!(int(&spec["replicas"], 1)),
+                json!(int(&status["replicas"], 0)),
+                json!(int(&status["readyReplicas"], 0)),
+                age,
+                json!(join(&template["containers"], "name")),
+                json!(join(&template["containers"], "image")),
+                json!(selector(&spec["selector"])),
+            ]
+        }
+        "Service" => {
+            let ports: Vec<String> = list(&spec["ports"])
+                .iter()
+                .map(|port| format!("{}/{}", int(&port["port"], 0), text(&port["protocol"])))
+                .collect();
+            vec![
+                name,
+                json!(text(&spec["type"])),
+                json!(or_none(text(&spec["clusterIP"]))),
+                json!("<none>"),
+                json!(or_none(&ports.join(","))),
+                age,
+                json!(labels(&spec["selector"])),
+            ]
+        }
+        "Node" => node(object, name, age),
+        "Namespace" => vec![name, json!(text(&status["phase"])), age],
+        "ConfigMap" => vec![name, json!(count(&object["data"]) + count(&object["binaryData"])), age],
+        "Secret" => vec![name, json!(text(&object["type"])), json!(count(&object["data"])), age],
+        "ServiceAccount" => vec![name, json!(list(&object["secrets"]).len()), age],
+        "Event" => event(object, name, now),
+        "EndpointSlice" => {
+            let ports: Vec<String> =
+                list(&object["ports"]).iter().map(|port| int(&port["port"], 0).to_string()).collect();
+            let addresses: Vec<&str> =
+                list(&object["endpoints"]).iter().flat_map(|endpoint| list(&endpoint["addresses"])).map(text).collect();
+            let shown = if addresses.len() > 3 {
+                format!("{} + {} more...", addresses[..3].join(","), addresses.len() - 3)
+            } else {
+                addresses.join(",")
+            };
+            let unset = |text: String| if text.is_empty() { "<unset>".to_owned() } else { text };
+            vec![name, json!(text(&object["addressType"])), json!(unset(ports.join(","))), json!(unset(shown)), age]
+        }
+        _ => vec![name, age],
+    }
+}
+
+fn pod(pod: &Value, name: Value, age: Value, now: u64) -> Vec<Value> {
+    let (spec, status) = (&pod["spec"], &pod["status"]);
+    let statuses = list(&status["containerStatuses"]);
+    let ready = statuses.iter().filter(|container| container["ready"] == true).count();
+    let restarts: i64 = statuses.iter().map(|container| int(&container["restartCount"], 0)).sum();
+    let last =
+        statuses.iter().filter_map(|container| container["lastState"]["terminated"]["finishedAt"].as_str()).max();
+    let restarts = match last {
+        Some(at) if restarts > 0 => format!("{restarts} ({} ago)", self::age(at, now)),
+        _ => restarts.to_string(),
+    };
+    vec![
+        name,
+        json!(format!("{ready}/{}", list(&spec["containers"]).len())),
+        json!(pod_status(pod)),
+        json!(restarts),
+        age,
+        json!(or_none(text(&status["podIP"]))),
+        json!(or_none(text(&spec["nodeName"]))),
+        json!("<none>"),
+        json!("<none>"),
+    ]
+}
+
+/// The STATUS column, as upstream derives it: the reason of the first container that is not well, else the phase.
+fn pod_status(pod: &Value) -> String {
+    let status = &pod["status"];
+    let mut reason = text(&status["reason"]).to_owned();
+    if reason.is_empty() {
+        text(&status["phase"]).clone_into(&mut reason);
+    }
+    let inits = list(&status["initContainerStatuses"]);
+    let mut initializing = false;
+    for (index, container) in inits.iter().enumerate() {
+        let sidecar = list(&pod["spec"]["initContainers"])
+            .iter()
+            .any(|spec| spec["name"] == container["name"] && spec["restartPolicy"] == "Always");
+        let state = &container["state"];
+        if state["terminated"].is_object() && int(&state["terminated"]["exitCode"], 0) == 0 {
+            continue;
+        }
+        if sidecar && container["started"] == true {
+            continue;
+        }
+        reason = if state["terminated"].is_object() {
+            let why = text(&state["terminated"]["reason"]);
+            format!("Init:{}", if why.is_empty() { "Error" } else { why })
+        } else {
+            match text(&state["waiting"]["reason"]) {
+                "" | "PodInitializing" => format!("Init:{index}/{}", inits.len()),
+                why => format!("Init:{why}"),
+            }
+        };
+        initializing = true;
+        break;
+    }
+    if !initializing {
+        let mut running = false;
+        for container in list(&status["containerStatuses"]).iter().rev() {
+            let state = &container["state"];
+            if !text(&state["waiting"]["reason"]).is_empty() {
+                text(&state["waiting"]["reason"]).clone_into(&mut reason);
+            } else if !text(&state["terminated"]["reason"]).is_empty() {
+                text(&state["terminated"]["reason"]).clone_into(&mut reason);
+            } else if state["terminated"].is_object() {
+                reason = format!("ExitCode:{}", int(&state["terminated"]["exitCode"], 0));
+            } else if container["ready"] == true && state["running"].is_object() {
+                running = true;
+            }
+        }
+        if reason == "Completed" && running {
+            "Running".clone_into(&mut reason);
+        }
+    }
+    if is_deleting(pod) {
+        return if text(&status["reason"]) == "NodeLost" { "Unknown".into() } else { "Terminating".into() };
+    }
+    or_none(&reason)
+}
+
+fn node(node: &Value, name: Value, age: Value) -> Vec<Value> {
+    let ready = list(&node["status"]["conditions"]).iter().find(|condition| condition["type"] == "Ready");
+    let mut status = match ready.map(|condition| text(&condition["status"])) {
+        Some("True") => "Ready".to_owned(),
+        Some("False") => "NotReady".to_owned(),
+        _ => "Unknown".to_owned(),
+    };
+    if node["spec"]["unschedulable"] == true {
+        status.push_str(",SchedulingDisabled");
+    }
+    let roles: Vec<&str> = node["metadata"]["labels"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, _)| key.strip_prefix("node-role.kubernetes.io/"))
+        .collect();
+    let address = |kind: &str| {
+        let found = list(&node["status"]["addresses"]).iter().find(|address| address["type"] == kind);
+        json!(or_none(found.map_or("", |address| text(&address["address"]))))
+    };
+    let info = &node["status"]["nodeInfo"];
+    vec![
+        name,
+        json!(status),
+        json!(or_none(&roles.join(","))),
+        age,
+        json!(text(&info["kubeletVersion"])),
+        address("InternalIP"),
+        address("ExternalIP"),
+        json!(text(&info["osImage"])),
+        json!(text(&info["kernelVersion"])),
+        json!(text(&info["containerRuntimeVersion"])),
+    ]
+}
+
+fn event(event: &Value, name: Value, now: u64) -> Vec<Value> {
+    let involved = &event["involvedObject"];
+    let seen = |field: &str| {
+        let at = text(&event[field]);
+        json!(age(if at.is_empty() { text(&event["metadata"]["creationTimestamp"]) } else { at }, now))
+    };
+    vec![
+        seen("lastTimestamp"),
+        json!(text(&event["type"])),
+        json!(text(&event["reason"])),
+        json!(format!("{}/{}", text(&involved["kind"]).to_lowercase(), text(&involved["name"]))),
+        json!(text(&involved["fieldPath"])),
+        json!(text(&event["source"]["component"])),
+        json!(text(&event["message"]).trim()),
+        seen("firstTimestamp"),
+        json!(int(&event["count"], 1).to_string()),
+        name,
+    ]
+}
+
+fn count(map: &Value) -> usize {
+    map.as_object().map_or(0, serde_json::Map::len)
+}
+
+fn join(items: &Value, field: &str) -> String {
+    list(items).iter().map(|item| text(&item[field])).collect::<Vec<_>>().join(",")
+}
+
+fn labels(map: &Value) -> String {
+    let pairs: Vec<String> =
+        map.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", text(value))).collect();
+    or_none(&pairs.join(","))
+}
+
+fn selector(selector: &Value) -> String {
+    coracle_manifests::selector::Labels::from_object(selector)
+        .map_or_else(|_| "<invalid>".to_owned(), |labels| or_none(&labels.to_string()))
+}
+
+fn or_none(text: &str) -> String {
+    if text.is_empty() { "<none>".to_owned() } else { text.to_owned() }
+}
+
+/// Age as upstream words it (`duration.HumanDuration`).
+pub(crate) fn age(since: &str, now_ms: u64) -> String {
+    let Some(then) = coracle_manifests::time::parse(since) else { return "<unknown>".to_owned() };
+    let seconds = now_ms.saturating_sub(then) / 1000;
+    let pair = |big: u64, big_unit: &str, small: u64, small_unit: &str| {
+        if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
+    };
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => pair(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => pair(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => pair(days, "d", hours % 24, "h"),
+        691_200..63_072_000 => format!("{days}d"),
+        _ => pair(days / 365, "y", days % 365, "d"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_fit_their_columns() {
+        for kind in coracle_manifests::kinds::KINDS {
+            assert_eq!(columns(kind).len(), cells(kind, &json!({"metadata": {"name": "x"}}), 0).len(), "{}", kind.kind);
+        }
+    }
+
+    #[test]
+    fn the_status_of_a_pod() {
+        let pod = |status: Value| pod_status(&json!({"metadata": {}, "status": status}));
+        assert_eq!(pod(json!({"phase": "Pending"})), "Pending");
+        assert_eq!(
+            pod(
+                json!({"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]})
+            ),
+            "CrashLoopBackOff"
+        );
+        assert_eq!(
+            pod(
+                json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]})
+            ),
+            "OOMKilled"
+        );
+        assert_eq!(pod(json!({"phase": "Pending", "initContainerStatuses": [{"state": {"running": {}}}]})), "Init:0/1");
+        assert_eq!(
+            pod_status(&json!({"metadata": {"deletionTimestamp": "x"}, "status": {"phase": "Running"}})),
+            "Terminating"
+        );
+    }
+}
