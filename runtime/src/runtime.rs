@@ -1,7 +1,6 @@
 //! Pods and containers as the rest of the agent uses them.
 
 use std::collections::HashMap;
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +11,8 @@ use coracle_plan::{CompileError, wire};
 use oci_spec::runtime::{Process, Spec};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
-use tokio::sync::mpsc;
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::cgroup::{CgroupError, Cgroups, Limits, Stats};
 use crate::podmon::{Connection, ContainerEvent, ContainerState, PodmonError, spawn};
@@ -468,6 +468,11 @@ impl PodHandle {
             .map_err(|errno| RuntimeError::File { action: "open", path: "a pipe".into(), source: errno.into() })?;
         let twin =
             write.try_clone().map_err(|source| RuntimeError::File { action: "open", path: "a pipe".into(), source })?;
+        let pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(read).map_err(|source| RuntimeError::File {
+            action: "read",
+            path: "a pipe".into(),
+            source,
+        })?;
         let mut fds = vec![plan_file(&plan)?, null.into(), write, twin];
         fds.extend(procs);
         let (id, exited) = match self.connection.exec(&exec.container, fds).await {
@@ -475,32 +480,30 @@ impl PodHandle {
             Err(PodmonError::Refused { errno, operation }) => return Err(explain(&plan, operation, errno)),
             Err(error) => return Err(error.into()),
         };
-        let limit = exec.max_output;
-        let reader = tokio::task::spawn_blocking(move || {
-            let (mut file, mut kept, mut chunk) = (std::fs::File::from(read), Vec::new(), [0_u8; 8192]);
-            while let Ok(length @ 1..) = file.read(&mut chunk) {
-                let room = limit.saturating_sub(kept.len());
-                kept.extend_from_slice(&chunk[..length.min(room)]);
-            }
-            kept
-        });
+        let mut output = Output { pipe: Some(pipe), kept: Vec::new(), limit: exec.max_output };
         let mut exited = exited;
-        let (status, timed_out) = tokio::select! {
-            status = &mut exited => (status, false),
-            () = tokio::time::sleep(exec.timeout) => {
-                let _ = self.connection.request(request::KILL, Vec::new(), |packet| {
-                    packet.text(&format!("exec:{id}")).u32(9);
-                }).await;
-                (exited.await, true)
+        let first = tokio::select! {
+            // Cancel safe: what was read is in `output`, and the exit's channel is only polled.
+            status = output.read_beside(&mut exited) => Some(status),
+            () = tokio::time::sleep(exec.timeout) => None,
+        };
+        let timed_out = first.is_none();
+        let status = match first {
+            Some(status) => status,
+            None => {
+                let _ = self
+                    .connection
+                    .request(request::KILL, Vec::new(), |packet| {
+                        packet.text(&format!("exec:{id}")).u32(9);
+                    })
+                    .await;
+                output.read_beside(&mut exited).await
             }
         };
         let status = status.map_err(|_| RuntimeError::Podmon(PodmonError::Gone))?;
         // A process it left behind may hold the pipe open: its output is not waited for.
-        let output = tokio::time::timeout(Duration::from_millis(500), reader)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .unwrap_or_default();
+        let _ = tokio::time::timeout(LAST_WORDS, output.read_all()).await;
+        let output = output.kept;
         let signal = status & 0x7f;
         let exit_code = if signal == 0 { (status >> 8) & 0xff } else { 128 + signal };
         Ok(ExecResult { exit_code, output, timed_out })
@@ -550,6 +553,42 @@ impl PodHandle {
         self.runtime.sweep(&self.id).await?;
         self.runtime.lock().remove(&*self.id);
         Ok(())
+    }
+}
+
+/// How long output is waited for that was written before the process ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The output of an exec: read to its end, kept up to the limit.
+struct Output {
+    pipe: Option<tokio::net::unix::pipe::Receiver>,
+    kept: Vec<u8>,
+    limit: usize,
+}
+
+impl Output {
+    /// Reads until every writer has closed the pipe.
+    async fn read_all(&mut self) {
+        let mut chunk = [0_u8; 8192];
+        while let Some(pipe) = &mut self.pipe {
+            match pipe.read(&mut chunk).await {
+                Ok(length @ 1..) => {
+                    let room = self.limit.saturating_sub(self.kept.len());
+                    self.kept.extend_from_slice(&chunk[..length.min(room)]);
+                }
+                _ => self.pipe = None,
+            }
+        }
+    }
+
+    /// Reads while the process runs, so that it never waits for a full pipe.
+    async fn read_beside(&mut self, exited: &mut oneshot::Receiver<i32>) -> Result<i32, oneshot::error::RecvError> {
+        tokio::select! {
+            // Cancel safe both.
+            status = &mut *exited => return status,
+            () = self.read_all() => {}
+        }
+        exited.await
     }
 }
 

@@ -10,8 +10,8 @@ use crate::sys::{self, Sys, check};
 
 /// Runs the plan; writes `errno, operation` to `report` on failure and exits.
 pub(crate) fn run(plan: &[u8], fds: &[OwnedFd], stdio: [RawFd; 3], report: RawFd) -> ! {
-    let mut interpreter = Interpreter { fds, root: None, report };
-    let (operation, errno) = match interpreter.all(plan, stdio) {
+    let mut interpreter = Interpreter { fds, root: None, stdio };
+    let (operation, errno) = match interpreter.all(plan, report) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -30,11 +30,11 @@ enum Never {}
 struct Interpreter<'a> {
     fds: &'a [OwnedFd],
     root: Option<OwnedFd>,
-    report: RawFd,
+    stdio: [RawFd; 3],
 }
 
 impl Interpreter<'_> {
-    fn all(&mut self, plan: &[u8], stdio: [RawFd; 3]) -> Result<Never, (u32, i32)> {
+    fn all(&mut self, plan: &[u8], report: RawFd) -> Result<Never, (u32, i32)> {
         reset_signals();
         // SAFETY: no memory is involved.
         unsafe { libc::setsid() };
@@ -43,12 +43,12 @@ impl Interpreter<'_> {
         while let Some(op) = decoder.next_op().map_err(|_| (index, libc::EINVAL))? {
             index += 1;
             if let Op::Exec { args, env } = &op {
-                return Err((index, exec(args, env, stdio)));
+                return Err((index, exec(args, env, self.stdio)));
             }
             self.one(&op).map_err(|errno| (index, errno))?;
-            if matches!(op, Op::Pivot) {
+            if matches!(op, Op::Pivot | Op::Join { .. }) {
                 // Everything that came with the plan is used: no path of the container shall lead to it from here on.
-                close_all_but(&[stdio[0], stdio[1], stdio[2], self.report]);
+                close_all_but(&[self.stdio[0], self.stdio[1], self.stdio[2], report]);
             }
         }
         Err((index, libc::ENOEXEC))
@@ -76,7 +76,11 @@ impl Interpreter<'_> {
                 let pairs: Vec<(&CStr, Option<&CStr>)> =
                     pairs.iter().map(|(key, value)| (key.as_c_str(), value.as_deref())).collect();
                 let mount = sys::new_fs(c_text(kind)?, &pairs, *attributes)?;
-                let target = self.place(c_text(target)?, true)?;
+                let target = if kernel_owned(kind, target) {
+                    self.real_folder(c_text(target)?)?
+                } else {
+                    self.place(c_text(target)?, true)?
+                };
                 sys::move_mount(mount.as_raw_fd(), target.as_raw_fd(), c"")
             }
             Op::Bind { fd, target, attributes } => {
@@ -110,9 +114,9 @@ impl Interpreter<'_> {
             Op::Pivot => self.pivot(),
             Op::Rlimit { resource, soft, hard } => {
                 let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };
-                // SAFETY: the structure outlives the call. Raising may be forbidden here: then the limit stays.
+                // SAFETY: the structure outlives the call.
                 match check(i64::from(unsafe { libc::setrlimit(*resource as _, &raw const limit) })) {
-                    Err(libc::EPERM) => Ok(()),
+                    Err(libc::EPERM) => clamp_limit(*resource, *soft),
                     other => other.map(drop),
                 }
             }
@@ -135,7 +139,10 @@ impl Interpreter<'_> {
             }
             // SAFETY: no memory is involved.
             Op::NoNewPrivs => check(i64::from(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })).map(drop),
-            Op::Identity { uid, gid, groups, capabilities } => identity(*uid, *gid, groups, *capabilities),
+            Op::Identity { uid, gid, groups, capabilities } => {
+                give_pipes_to(*uid, self.stdio);
+                identity(*uid, *gid, groups, *capabilities)
+            }
             Op::Chdir { path, create } => chdir(c_text(path)?, *create),
             Op::Exec { .. } => Err(libc::ENOEXEC),
         }
@@ -160,6 +167,17 @@ impl Interpreter<'_> {
         }))?;
         self.root = Some(root);
         Ok(())
+    }
+
+    /// A folder directly in the root, made where it is missing, and no link: a `/proc` that is one would put the kernel's files
+    /// where the image wants them (CVE-2019-19921).
+    fn real_folder(&self, path: &CStr) -> Sys<OwnedFd> {
+        let root = self.root()?;
+        match sys::open_real(root, path, libc::O_PATH | libc::O_DIRECTORY) {
+            Err(libc::ENOENT) => drop(self.place(path, true)?),
+            other => return other,
+        }
+        sys::open_real(root, path, libc::O_PATH | libc::O_DIRECTORY)
     }
 
     /// A place in the root to mount on, made where it is missing: a folder, or an empty file.
@@ -259,6 +277,32 @@ impl Interpreter<'_> {
         }
         self.root = None;
         Ok(())
+    }
+}
+
+/// Whether a mount is one that everything else relies on to be what its path says.
+fn kernel_owned(kind: &[u8], target: &[u8]) -> bool {
+    matches!(kind, b"proc\0" | b"sysfs\0" | b"devpts\0" | b"mqueue\0") || target == b"/dev\0"
+}
+
+/// Raising a hard limit may be forbidden: then as much as there is.
+fn clamp_limit(resource: u32, soft: u64) -> Sys<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure outlives the calls.
+    unsafe {
+        check(i64::from(libc::getrlimit(resource as _, &raw mut limit)))?;
+        limit.rlim_cur = soft.min(limit.rlim_max);
+        check(i64::from(libc::setrlimit(resource as _, &raw const limit))).map(drop)
+    }
+}
+
+/// A user that is not root could not open /dev/stdout again (as web servers do for their logs) if the pipe were root's.
+fn give_pipes_to(uid: u32, stdio: [RawFd; 3]) {
+    for fd in stdio {
+        if sys::stat(fd).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFIFO) {
+            // SAFETY: no memory is involved. Where it is refused, writing works still.
+            unsafe { libc::fchown(fd, uid, libc::gid_t::MAX) };
+        }
     }
 }
 

@@ -85,9 +85,12 @@ impl Log {
         // A full disk must cost log lines, not the container: they are dropped, and counted.
         match self.file.as_mut().map(|file| file.write(&line)) {
             Some(Ok(written)) => {
-                self.size += written as u64;
                 if written < line.len() {
+                    // Half a line would run into the next one.
                     self.dropped += 1;
+                    let _ = self.file.as_ref().map(|file| file.set_len(self.size));
+                } else {
+                    self.size += written as u64;
                 }
             }
             _ => self.dropped += 1,

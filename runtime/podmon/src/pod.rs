@@ -14,6 +14,9 @@ use crate::sys::{self, Sys, check};
 
 const MAX_CONTAINERS: usize = 128;
 const MAX_CLIENTS: usize = 4;
+const MAX_EXECS: usize = 64;
+/// A launch that takes longer hangs in somebody's file system: it must not take the pod's log and exits with it.
+const LAUNCH_LIMIT_MS: i32 = 30_000;
 
 struct Container {
     record: Record,
@@ -67,7 +70,10 @@ pub(crate) fn start(
         .open(format!("{dir}/exits"))
         .map_err(|error| ("open the journal", error))?;
     // SAFETY: this process has one thread; the parent only returns.
-    if check(i64::from(unsafe { libc::fork() })).map_err(fail("fork"))? != 0 {
+    let child = check(i64::from(unsafe { libc::fork() })).map_err(fail("fork"))?;
+    if child != 0 {
+        // Here, not in the child: whoever sees this process end finds the number.
+        std::fs::write(format!("{dir}/pid"), child.to_string()).map_err(|error| ("note the process id", error))?;
         return Ok(None);
     }
     let null = File::options().read(true).write(true).open("/dev/null").map_err(|error| ("open /dev/null", error))?;
@@ -91,7 +97,6 @@ pub(crate) fn start(
     }
     .map_err(fail("watch for signals"))?;
     let own_pidns = File::open("/proc/self/ns/pid").map_err(|error| ("open the pid namespace", error))?.into();
-    let _ = std::fs::write(format!("{dir}/pid"), std::process::id().to_string());
     Ok(Some(Pod {
         listener,
         clients: Vec::new(),
@@ -304,6 +309,9 @@ impl Pod {
             .find(|container| container.record.name == name && !container.record.ended)
             .ok_or((0, libc::ESRCH))?;
         let pidfd = container.pidfd.as_ref().ok_or((0, libc::ESRCH))?;
+        if self.execs.len() >= MAX_EXECS {
+            return Err((0, libc::EAGAIN));
+        }
         let mut fds = fds.into_iter();
         let plan = read_plan(fds.next().ok_or((0, libc::EINVAL))?).map_err(|errno| (0, errno))?;
         let stdio: Vec<OwnedFd> = fds.by_ref().take(3).collect();
@@ -330,8 +338,9 @@ impl Pod {
         let (name, signal) = (fields.text().ok_or(libc::EINVAL)?, fields.u32().ok_or(libc::EINVAL)?);
         if let Some(id) = name.strip_prefix("exec:") {
             let exec = self.execs.iter().find(|exec| exec.id.to_string() == id).ok_or(libc::ESRCH)?;
+            // Its whole group (it has a session of its own): a probe's children shall not outlive the probe.
             // SAFETY: no memory is involved; the process has not been waited for, so the number is its own.
-            return check(i64::from(unsafe { libc::kill(exec.pid, signal.cast_signed()) })).map(|_| 0);
+            return check(i64::from(unsafe { libc::kill(-exec.pid, signal.cast_signed()) })).map(|_| 0);
         }
         let container = self
             .containers
@@ -471,6 +480,14 @@ fn launch(
     }
     drop(write);
     let mut message = [0_u8; 8];
+    let mut wait = [poll(&read)];
+    // SAFETY: one entry; and a child that is ours, to be reaped with the others.
+    unsafe {
+        if libc::poll(wait.as_mut_ptr(), 1, LAUNCH_LIMIT_MS) == 0 {
+            libc::kill(pid, libc::SIGKILL);
+            return Err((0, libc::ETIMEDOUT));
+        }
+    }
     let mut report = File::from(read);
     if report.read_exact(&mut message).is_err() {
         // exec has closed the pipe: the program runs.

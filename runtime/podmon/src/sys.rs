@@ -123,10 +123,19 @@ struct OpenHow {
 
 /// openat2(2) below a root that no link leads out of; links of /proc are refused. Busy systems may answer EAGAIN: then again.
 pub(crate) fn open_in_root(root: RawFd, path: &CStr, flags: i32, mode: u32) -> Sys<OwnedFd> {
-    const NO_MAGICLINKS: u64 = 2;
-    const IN_ROOT: u64 = 0x10;
-    let how =
-        OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: u64::from(mode), resolve: NO_MAGICLINKS | IN_ROOT };
+    open_at(root, path, OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: u64::from(mode), resolve: IN_ROOT })
+}
+
+/// The same, and no part of the path may be a link.
+pub(crate) fn open_real(root: RawFd, path: &CStr, flags: i32) -> Sys<OwnedFd> {
+    const NO_SYMLINKS: u64 = 4;
+    open_at(root, path, OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: 0, resolve: IN_ROOT | NO_SYMLINKS })
+}
+
+/// RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS.
+const IN_ROOT: u64 = 0x10 | 2;
+
+fn open_at(root: RawFd, path: &CStr, how: OpenHow) -> Sys<OwnedFd> {
     for _ in 0..100 {
         // SAFETY: the text ends with NUL, the structure has the size that is given.
         match owned(unsafe {
