@@ -2,7 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod clock;
 mod config;
+pub mod facilities;
+pub mod ledger;
+pub mod logs;
+pub mod outbox;
+pub mod session;
+pub mod tunnels;
+pub mod volumes;
 
 pub use agent::{Agent, AgentError, AgentHandle, AgentStatus, PodSummary};
 pub use config::{AgentConfig, Identity, NetworkNames, ServerEndpoint};

@@ -1,0 +1,243 @@
+//! The stream to a server: dial, say hello, beat, report, take feeds; dial again when it breaks.
+//!
+//! Nothing on this node waits for it: with no server at all everything goes on from the ledger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_daemon::DrainWatch;
+use coracle_protocol::v1::agents_client::AgentsClient;
+use coracle_protocol::v1::{Beat, FromAgent, FromServer, Generation, Hello, Settings, from_agent, from_server};
+use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
+use rand::RngExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
+
+use crate::config::{Identity, ServerEndpoint};
+use crate::ledger::{Ledger, LedgerError, Refused};
+use crate::outbox::Outbox;
+use crate::tunnels::Tunnels;
+
+/// A server that does not answer is left for the next.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// The stream is dead when this long after a ping nothing has come.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// First wait after a broken session, doubled to the last; a random half of it is left out, so that thousands of agents do
+/// not come back in step.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+/// A session that lasted so long was a good one.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// Between reports.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// Messages on their way up: the stream's own window does the rest.
+const UP_QUEUE: usize = 4;
+
+/// Where the session stands, for the status page.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionState {
+    /// Whether a session is open.
+    pub connected: bool,
+    /// Why not.
+    pub because: Option<String>,
+    /// The server talked to last.
+    pub server: Option<String>,
+}
+
+/// Everything a session needs.
+pub struct Session {
+    /// The node's name.
+    pub node: String,
+    /// Who we are.
+    pub identity: Identity,
+    /// Servers, tried in turn.
+    pub servers: Vec<ServerEndpoint>,
+    /// What is held; the session is its only writer.
+    pub ledger: Ledger,
+    /// What is to be said.
+    pub outbox: Arc<Outbox>,
+    /// The Node object for the hello, made anew for each.
+    pub node_object: Arc<dyn Fn() -> Vec<u8> + Send + Sync>,
+    /// Streams a server asks for.
+    pub tunnels: Tunnels,
+    /// Where it stands.
+    pub state: watch::Sender<SessionState>,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("the server's address `{0}` cannot be dialled")]
+    Address(String, #[source] tonic::transport::Error),
+    #[error("no connection to server {0}")]
+    Connect(String, #[source] tonic::transport::Error),
+    #[error("server {0} refuses the session: {1}")]
+    Refused(String, String),
+    #[error("the session with server {0} broke: {1}")]
+    Broke(String, String),
+    #[error("server {0} closed the session")]
+    Closed(String),
+    #[error("server {0} is behind what this node has seen")]
+    Behind(String, #[source] Refused),
+    #[error("the ledger")]
+    Ledger(#[from] LedgerError),
+}
+
+impl Session {
+    /// Keeps a session open until the drain begins.
+    pub async fn run(mut self, drain: DrainWatch) {
+        let mut wait = RETRY_FIRST;
+        let mut turn = 0;
+        while !self.servers.is_empty() {
+            let server = self.servers[turn % self.servers.len()].clone();
+            turn += 1;
+            let began = Instant::now();
+            let outcome = tokio::select! {
+                // Cancel safe: the ledger takes a feed whole or not at all, the outbox says it again.
+                outcome = self.once(&server) => outcome,
+                () = drain.signaled() => return,
+            };
+            if let Err(error) = outcome {
+                let words = coracle_base::one_line(&error);
+                if self.state.borrow().because.as_ref() != Some(&words) {
+                    tracing::warn!(server = server.address, reason = words, "no session with a server; what runs goes on");
+                }
+                self.state.send_modify(|state| {
+                    state.connected = false;
+                    state.because = Some(words);
+                });
+            }
+            if began.elapsed() > GOOD_AFTER {
+                wait = RETRY_FIRST;
+            }
+            let jitter = rand::rng().random_range(0.5..1.0);
+            tokio::select! {
+                // Cancel safe.
+                () = tokio::time::sleep(wait.mul_f64(jitter)) => {}
+                () = drain.signaled() => return,
+            }
+            wait = (wait * 2).min(RETRY_LAST);
+        }
+    }
+
+    /// One session, from dialling to its end.
+    async fn once(&mut self, server: &ServerEndpoint) -> Result<(), SessionError> {
+        let name = server.address.clone();
+        let channel = dial(server, &self.identity).await?;
+        let mut client = AgentsClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (up, receiver) = mpsc::channel(UP_QUEUE);
+        let have = self.ledger.state().generation;
+        let hello = Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node.clone(),
+            have: Some(Generation { epoch: have.epoch, revision: have.revision }),
+            node_object: (self.node_object)(),
+        };
+        self.ledger.begin_session();
+        self.outbox.begin_session();
+        // The queue is empty and holds more than one.
+        let _ = up.send(message(from_agent::Message::Hello(hello))).await;
+        let answer = client.session(ReceiverStream::new(receiver)).await;
+        let mut down = answer.map_err(|status| SessionError::Refused(name.clone(), status.message().to_owned()))?.into_inner();
+        let talk = talk(self.outbox.clone(), up);
+        tokio::pin!(talk);
+        loop {
+            let received = tokio::select! {
+                // Cancel safe: tonic keeps a partly received message.
+                received = down.message() => received,
+                () = &mut talk => return Err(SessionError::Closed(name)),
+            };
+            match received {
+                Ok(Some(FromServer { message: Some(received) })) => self.take(&name, received, &client).await?,
+                Ok(Some(FromServer { message: None })) => tracing::debug!("a message of a newer server is ignored"),
+                Ok(None) => return Err(SessionError::Closed(name)),
+                Err(status) => return Err(SessionError::Broke(name, status.message().to_owned())),
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        server: &str,
+        received: from_server::Message,
+        client: &AgentsClient<Channel>,
+    ) -> Result<(), SessionError> {
+        match received {
+            from_server::Message::Welcome(welcome) => {
+                tracing::info!(server, cluster = welcome.cluster_id, version = welcome.version, "session with a server");
+                self.state.send_replace(SessionState { connected: true, because: None, server: Some(server.to_owned()) });
+                if let Some(settings) = welcome.settings {
+                    self.settle(settings).await?;
+                }
+            }
+            from_server::Message::Settings(settings) => self.settle(settings).await?,
+            from_server::Message::Feed(feed) => match self.ledger.apply(feed).await? {
+                Ok(()) => {}
+                // Another server may know more; this one may catch up.
+                Err(refused) => return Err(SessionError::Behind(server.to_owned(), refused)),
+            },
+            from_server::Message::OpenTunnel(open) => self.tunnels.open(open, client.clone()),
+        }
+        Ok(())
+    }
+
+    async fn settle(&mut self, settings: Settings) -> Result<(), SessionError> {
+        Ok(self.ledger.settle(settings).await?)
+    }
+}
+
+async fn dial(server: &ServerEndpoint, identity: &Identity) -> Result<Channel, SessionError> {
+    let name = || server.address.clone();
+    let mut tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&identity.ca_pem))
+        .identity(TlsIdentity::from_pem(&identity.cert_pem, &identity.key_pem));
+    if let Some(expected) = &server.name {
+        tls = tls.domain_name(expected);
+    }
+    let endpoint = Endpoint::from_shared(format!("https://{}", server.address))
+        .and_then(|endpoint| endpoint.tls_config(tls))
+        .map_err(|error| SessionError::Address(name(), error))?
+        .connect_timeout(CONNECT_WITHIN)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true);
+    endpoint.connect().await.map_err(|error| SessionError::Connect(name(), error))
+}
+
+fn message(message: from_agent::Message) -> FromAgent {
+    FromAgent { message: Some(message) }
+}
+
+/// Beats and reports, until the stream no longer takes them.
+async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>) {
+    let mut beats = tokio::time::interval(BEAT_EVERY);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut quiet_until = Instant::now();
+    loop {
+        let sent = tokio::select! {
+            // Cancel safe: a report is taken only after the wait.
+            _ = beats.tick() => up.send(message(from_agent::Message::Beat(Beat { sent_boottime_ms: boottime_ms() }))).await,
+            () = async { outbox.ready().await; tokio::time::sleep_until(quiet_until).await } => {
+                let Some(report) = outbox.take() else { continue };
+                quiet_until = Instant::now() + REPORT_EVERY;
+                up.send(message(from_agent::Message::Report(report))).await
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Counts while the machine sleeps: what fencing will need.
+fn boottime_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
