@@ -160,6 +160,8 @@ pub trait Containers: Send + Sync {
     fn exec(&self, pod: &str, container: &str, process: Process, within: Duration) -> Doing<'_, Result<ExecOutcome, Failure>>;
     /// Sends a signal.
     fn kill(&self, pod: &str, container: &str, signal: i32) -> Doing<'_, Result<(), Failure>>;
+    /// Lets go of an ended run, so that the container can be started again.
+    fn forget(&self, pod: &str, container: &str) -> Doing<'_, Result<(), Failure>>;
     /// The runs of a pod's containers, ended ones included. `None` when there is no such sandbox (or its monitor is gone).
     fn states(&self, pod: &str) -> Option<Vec<RunState>>;
     /// Takes the events of a sandbox, once.

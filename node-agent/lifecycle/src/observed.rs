@@ -347,6 +347,16 @@ impl Observed {
         }
     }
 
+    /// Something the pod reads has changed: what waited for it is tried at once.
+    pub fn hurry(&mut self, now: Millis) {
+        if let Volumes::Failing(failing) = &mut self.volumes {
+            failing.backoff.retry_at = failing.backoff.retry_at.min(now);
+        }
+        for failing in self.containers.iter_mut().filter_map(|seen| seen.setup.as_mut()) {
+            failing.backoff.retry_at = failing.backoff.retry_at.min(now);
+        }
+    }
+
     /// Everything was taken down.
     pub fn torn_down(&mut self) {
         self.sandbox = Sandbox::Removed;
