@@ -317,6 +317,7 @@ fn service(spec: &mut Value) {
 mod tests {
     use super::*;
     use crate::kinds::by_word;
+    use proptest::prelude::*;
 
     #[test]
     fn defaults_are_stable_and_as_upstream() {
@@ -427,5 +428,24 @@ mod tests {
         let mut new = json!({"spec": {"clusterIP": "", "ports": []}});
         carry(by_word("svc").unwrap(), &old, &mut new);
         assert_eq!(new["spec"], json!({"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"], "ports": []}));
+    }
+
+    proptest! {
+        #[test]
+        fn no_tree_panics_and_twice_is_once(tree in crate::any_tree()) {
+            for kind in crate::kinds::KINDS {
+                let mut object = tree.clone();
+                apply(kind, &mut object);
+                let once = object.clone();
+                apply(kind, &mut object);
+                prop_assert_eq!(&object, &once);
+                carry(kind, &tree, &mut object);
+                let _ = crate::check::strict(kind, &tree);
+                let _ = crate::check::status(kind, &tree);
+                let _ = crate::validate::create(kind, &tree);
+                let _ = crate::validate::update(kind, &tree, &object);
+                let _ = crate::check::drop_unknown(kind.kind, &mut object);
+            }
+        }
     }
 }

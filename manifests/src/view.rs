@@ -20,6 +20,16 @@ pub fn int(value: &Value, otherwise: i64) -> i64 {
     value.as_i64().unwrap_or(otherwise)
 }
 
+/// Whether a tree nests at most so many levels.
+#[must_use]
+pub fn is_shallow(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Array(items) => levels > 0 && items.iter().all(|item| is_shallow(item, levels - 1)),
+        Value::Object(map) => levels > 0 && map.values().all(|value| is_shallow(value, levels - 1)),
+        _ => true,
+    }
+}
+
 /// The uid of the owner that controls an object.
 #[must_use]
 pub fn controller_uid(object: &Value) -> Option<&str> {
