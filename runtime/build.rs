@@ -10,9 +10,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let here = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let target = std::env::var("TARGET")?;
-    for watched in
-        ["podmon/src", "podmon/Cargo.toml", "plan/src/wire.rs", "plan/src/message.rs", "plan/src/lib.rs", "build.rs"]
-    {
+    for watched in [
+        "podmon/src",
+        "podmon/Cargo.toml",
+        "plan/src/wire.rs",
+        "plan/src/message.rs",
+        "plan/src/lib.rs",
+        "plan/Cargo.toml",
+        "build.rs",
+    ] {
         println!("cargo:rerun-if-changed={}", here.join(watched).display());
     }
     let folder = out.join("podmon");

@@ -2,12 +2,15 @@
 //!
 //! Limits go where the controllers are; grouping, atomic kill and being born inside go through v2 wherever it is mounted.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use coracle_plan::Devices;
 use rustix::fs::{Mode as FileMode, OFlags};
 
 /// Where the controllers are.
@@ -18,6 +21,22 @@ pub enum Mode {
     /// In v1; v2 may be mounted beside it without them.
     V1,
 }
+
+/// What keeps containers from the machine's devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceControl {
+    /// A BPF program on the container's v2 cgroup.
+    Bpf,
+    /// The v1 controller.
+    V1,
+    /// Nothing: only privileged containers can be started.
+    Nothing,
+}
+
+/// Filters that are loaded, each for all containers of the same rules.
+type Filters = Arc<Mutex<HashMap<Devices, Arc<OwnedFd>>>>;
+/// Beyond this many different sets of rules they are loaded anew.
+const FILTERS: usize = 64;
 
 /// What a cgroup may use; `None` is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,6 +81,20 @@ pub enum CgroupError {
         #[source]
         source: std::io::Error,
     },
+    /// Neither way to keep a container from the machine's devices.
+    #[error(
+        "containers cannot be kept from this machine's devices\nhint: the kernel needs CONFIG_CGROUP_BPF with a mounted cgroup2, or the v1 controller `devices`"
+    )]
+    NoDeviceControl,
+    /// The kernel refused a device filter.
+    #[error("cannot {action} the filter of the container's devices")]
+    DeviceFilter {
+        /// `load`, `attach`.
+        action: &'static str,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
     /// Processes that do not go away.
     #[error("the cgroup {0} does not become empty")]
     Busy(PathBuf),
@@ -75,16 +108,24 @@ pub(crate) struct Cgroups {
     /// v1 hierarchies we use, by mount point: those with cpu, cpuacct, memory or pids.
     v1: Vec<(Vec<String>, PathBuf)>,
     name: String,
+    pub(crate) device_control: DeviceControl,
+    filters: Filters,
 }
 
 impl Cgroups {
     pub(crate) fn detect(name: &str) -> Result<Self, CgroupError> {
+        let bpf = Devices::Only(Vec::new()).program().is_some_and(|code| crate::sys::load_device_filter(&code).is_ok());
+        Self::detect_with(name, bpf)
+    }
+
+    /// `bpf` = device filters can be loaded.
+    fn detect_with(name: &str, bpf: bool) -> Result<Self, CgroupError> {
         let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|source| CgroupError::File {
             action: "read",
             path: "/proc/self/mountinfo".into(),
             source,
         })?;
-        let (mut v2, mut v1) = (None, Vec::new());
+        let (mut v2, mut v1, mut devices) = (None, Vec::new(), None);
         for line in table.lines() {
             let Some((head, tail)) = line.split_once(" - ") else { continue };
             let Some(mount) = head.split(' ').nth(4).map(PathBuf::from) else { continue };
@@ -96,6 +137,8 @@ impl Cgroups {
                         tail.nth(1).unwrap_or_default().split(',').map(ToOwned::to_owned).collect();
                     if options.iter().any(|option| matches!(option.as_str(), "cpu" | "cpuacct" | "memory" | "pids")) {
                         v1.push((options, mount));
+                    } else if options.iter().any(|option| option == "devices") {
+                        devices = Some((options, mount));
                     }
                 }
                 _ => {}
@@ -105,13 +148,21 @@ impl Cgroups {
             std::fs::read_to_string(mount.join("cgroup.controllers"))
                 .is_ok_and(|text| text.split_whitespace().any(|name| name == "memory"))
         });
-        if full {
-            return Ok(Self { mode: Mode::V2, v2, v1: Vec::new(), name: name.to_owned() });
+        let mode = if full { Mode::V2 } else { Mode::V1 };
+        if mode == Mode::V2 {
+            v1.clear();
+        } else if !v1.iter().any(|(options, _)| options.iter().any(|option| option == "memory")) {
+            return Err(CgroupError::None);
         }
-        if v1.iter().any(|(options, _)| options.iter().any(|option| option == "memory")) {
-            return Ok(Self { mode: Mode::V1, v2, v1, name: name.to_owned() });
-        }
-        Err(CgroupError::None)
+        let device_control = if bpf && v2.is_some() {
+            DeviceControl::Bpf
+        } else if let Some(devices) = devices {
+            v1.push(devices);
+            DeviceControl::V1
+        } else {
+            DeviceControl::Nothing
+        };
+        Ok(Self { mode, v2, v1, name: name.to_owned(), device_control, filters: Filters::default() })
     }
 
     /// Our folder `below` in every hierarchy.
@@ -142,6 +193,62 @@ impl Cgroups {
             })?;
         }
         self.limit(below, limits)
+    }
+
+    /// Lets the cgroup of an earlier run go, with the filter on it and its counts, where nothing is in it.
+    pub(crate) fn renew(&self, below: &str) {
+        if let Some(folder) = self.v2_folder(below) {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+
+    /// Which devices the processes in `below` may open. `folder` = its open v2 folder, as of `birth`.
+    pub(crate) fn allow_devices(
+        &self,
+        below: &str,
+        folder: Option<BorrowedFd<'_>>,
+        devices: &Devices,
+    ) -> Result<(), CgroupError> {
+        match (self.device_control, devices) {
+            (DeviceControl::Bpf | DeviceControl::Nothing, Devices::All) => Ok(()),
+            (DeviceControl::Nothing, Devices::Only(_)) => Err(CgroupError::NoDeviceControl),
+            (DeviceControl::Bpf, Devices::Only(_)) => {
+                let folder = folder.ok_or(CgroupError::NoDeviceControl)?;
+                let filter = self.filter(devices)?;
+                crate::sys::attach_device_filter(folder, filter.as_fd())
+                    .map_err(|source| CgroupError::DeviceFilter { action: "attach", source })
+            }
+            (DeviceControl::V1, _) => {
+                let folder = self.v1_with("devices", below).ok_or(CgroupError::NoDeviceControl)?;
+                let write = |file: &str, text: &str| {
+                    let path = folder.join(file);
+                    std::fs::write(&path, text).map_err(|source| CgroupError::File { action: "write", path, source })
+                };
+                match devices {
+                    Devices::All => write("devices.allow", "a"),
+                    Devices::Only(rules) => {
+                        write("devices.deny", "a")?;
+                        rules.iter().try_for_each(|rule| write("devices.allow", &rule.to_string()))
+                    }
+                }
+            }
+        }
+    }
+
+    fn filter(&self, devices: &Devices) -> Result<Arc<OwnedFd>, CgroupError> {
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(filter) = filters.get(devices) {
+            return Ok(filter.clone());
+        }
+        let program = devices.program().unwrap_or_default();
+        let filter = crate::sys::load_device_filter(&program)
+            .map_err(|source| CgroupError::DeviceFilter { action: "load", source })?;
+        if filters.len() >= FILTERS {
+            filters.clear();
+        }
+        let filter = Arc::new(filter);
+        filters.insert(devices.clone(), filter.clone());
+        Ok(filter)
     }
 
     /// v2 hands controllers down level by level.
@@ -324,4 +431,52 @@ fn sweep(folder: &Path) -> bool {
     }
     let _ = std::fs::remove_dir(folder);
     !folder.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Whether a shell in the cgroup can read a byte of each device: null, zero, kmsg.
+    fn readable(cgroups: &Cgroups, below: &str) -> [bool; 3] {
+        ["/dev/null", "/dev/zero", "/dev/kmsg"].map(|device| {
+            let procs = cgroups.folders(below).into_iter().map(|folder| folder.join("cgroup.procs"));
+            let enter: String = procs.map(|path| format!("echo $$ > {} && ", path.display())).collect();
+            let script = format!("{enter} exec 3< {device}");
+            Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).status().unwrap().success()
+        })
+    }
+
+    #[test]
+    fn devices_are_kept_away_by_either_control() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP: not root");
+            return;
+        }
+        let rule = |minor| coracle_plan::DeviceRule {
+            kind: coracle_plan::DeviceKind::Character,
+            major: Some(1),
+            minor: Some(minor),
+            make: false,
+            read: true,
+            write: true,
+        };
+        let only = Devices::Only(vec![rule(3), rule(5)]);
+        for bpf in [true, false] {
+            let name = format!("coracle-devices-{}-{bpf}", std::process::id());
+            let cgroups = Cgroups::detect_with(&name, bpf).unwrap();
+            if cgroups.device_control == DeviceControl::Nothing {
+                println!("SKIP: no v1 controller `devices` on this machine");
+                continue;
+            }
+            for (below, devices, kmsg) in [("some", &only, false), ("all", &Devices::All, true)] {
+                cgroups.create(below, &Limits::default()).unwrap();
+                let folder = cgroups.birth(below).unwrap();
+                cgroups.allow_devices(below, folder.as_ref().map(OwnedFd::as_fd), devices).unwrap();
+                assert_eq!(readable(&cgroups, below), [true, true, kmsg], "{:?} {below}", cgroups.device_control);
+            }
+            cgroups.destroy("").unwrap();
+        }
+    }
 }

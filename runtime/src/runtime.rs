@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use coracle_plan::message::{MAX_FDS, request};
 use coracle_plan::{CompileError, wire};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use tokio::io::AsyncReadExt as _;
@@ -410,6 +410,7 @@ impl PodHandle {
     fn prepare(&self, launch: ContainerLaunch) -> Result<(Vec<OwnedFd>, u32, Vec<u8>), RuntimeError> {
         let cgroups = &self.runtime.inner.cgroups;
         let below = self.cgroup(&launch.id);
+        cgroups.renew(&below);
         cgroups.create(&below, &launch.limits)?;
         let procs = cgroups.procs(&below)?;
         let stage = self.runtime.inner.config.run_dir.join("stage");
@@ -427,10 +428,13 @@ impl PodHandle {
             flags |= 1;
             fds.push(counter);
         }
-        if let Some(birth) = cgroups.birth(&below)? {
+        let birth = cgroups.birth(&below)?;
+        cgroups.allow_devices(&below, birth.as_ref().map(OwnedFd::as_fd), &plan.devices)?;
+        if let Some(birth) = birth {
             flags |= 2;
             fds.push(birth);
         }
+        self.keep_profile(&launch)?;
         fds.push(launch.rootfs);
         fds.extend(procs);
         for bind in &plan.binds {
@@ -451,14 +455,45 @@ impl PodHandle {
         Ok((fds, flags, plan.bytes))
     }
 
+    /// A process that is run in a container later, perhaps by the next agent, is held to the same system calls.
+    fn keep_profile(&self, launch: &ContainerLaunch) -> Result<(), RuntimeError> {
+        let path = self.profile_path(&launch.id);
+        let profile = launch.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let kept = match profile.map(serde_json::to_vec) {
+            Some(Ok(text)) => std::fs::write(&path, text),
+            Some(Err(error)) => Err(error.into()),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        kept.map_err(|source| RuntimeError::File { action: "write", path, source })
+    }
+
+    fn kept_profile(&self, container: &str) -> Result<Option<LinuxSeccomp>, RuntimeError> {
+        let path = self.profile_path(container);
+        let read = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.and_then(|text| serde_json::from_slice(&text).map_err(std::io::Error::from)),
+        };
+        read.map(Some).map_err(|source| RuntimeError::File { action: "read", path, source })
+    }
+
+    fn profile_path(&self, container: &str) -> PathBuf {
+        self.runtime.dir(&self.id).join(format!("seccomp-{container}.json"))
+    }
+
     /// Runs a process in a container and gathers its output.
     ///
     /// # Errors
     /// The container does not run, the process cannot be executed.
     pub async fn exec(&self, exec: ExecRequest) -> Result<ExecResult, RuntimeError> {
+        check_id(&exec.container)?;
         let below = self.cgroup(&exec.container);
         let procs = self.runtime.inner.cgroups.procs(&below)?;
-        let plan = coracle_plan::compile_exec(&exec.process, u32::try_from(procs.len()).unwrap_or(0))?;
+        let profile = self.kept_profile(&exec.container)?;
+        let count = u32::try_from(procs.len()).unwrap_or(0);
+        let plan = coracle_plan::compile_exec(&exec.process, profile.as_ref(), count)?;
         let null = std::fs::File::open("/dev/null").map_err(|source| RuntimeError::File {
             action: "open",
             path: "/dev/null".into(),

@@ -229,7 +229,7 @@ pub fn spec(pod: &Pod, container: &Container, launch: &Launch<'_>) -> Result<Spe
     let capabilities = capabilities(container)?;
     let env: Vec<String> = launch.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let hidden = |paths: &[&str]| if security.privileged { json!([]) } else { json!(paths) };
-    let value = json!({
+    let mut value = json!({
         "ociVersion": "1.2.0",
         "root": {"path": "rootfs", "readonly": security.read_only_root},
         "process": {
@@ -253,6 +253,10 @@ pub fn spec(pod: &Pod, container: &Container, launch: &Launch<'_>) -> Result<Spe
             "readonlyPaths": hidden(&READ_ONLY),
         },
     });
+    // A spec without a profile gets the runtime's own.
+    if security.privileged || security.seccomp_unconfined {
+        value["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    }
     serde_json::from_value(value).map_err(SpecError::Invalid)
 }
 
@@ -470,6 +474,21 @@ mod tests {
         assert!(
             matches!(of(json!({"capabilities": {"add": ["FLY"]}})), Err(SpecError::Capability(name)) if name == "FLY")
         );
+    }
+
+    #[test]
+    fn system_calls_are_unlimited_only_where_asked() {
+        let profile = |own: Value| {
+            let pod = pod(json!({"name": "c", "command": ["x"], "securityContext": own}));
+            let image = ImageConfig::default();
+            let spec = spec(&pod, &pod.containers[0], &launch(&image, &[])).unwrap();
+            serde_json::to_value(&spec).unwrap()["linux"]["seccomp"].clone()
+        };
+        assert_eq!(profile(json!({})), Value::Null);
+        assert_eq!(profile(json!({"seccompProfile": {"type": "RuntimeDefault"}})), Value::Null);
+        for own in [json!({"privileged": true}), json!({"seccompProfile": {"type": "Unconfined"}})] {
+            assert_eq!(profile(own)["defaultAction"], "SCMP_ACT_ALLOW");
+        }
     }
 
     #[test]

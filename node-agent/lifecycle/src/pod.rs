@@ -155,6 +155,8 @@ pub struct Security {
     pub allow_escalation: bool,
     /// All capabilities, all devices, nothing masked.
     pub privileged: bool,
+    /// Every system call: `seccompProfile: {type: Unconfined}`.
+    pub seccomp_unconfined: bool,
     /// Capabilities added, without `CAP_`.
     pub add: Vec<String>,
     /// Capabilities dropped, without `CAP_`.
@@ -540,6 +542,7 @@ fn security(own: &Value, pod: &Value) -> Security {
         read_only_root: own["readOnlyRootFilesystem"] == true,
         allow_escalation: privileged || own["allowPrivilegeEscalation"] != false,
         privileged,
+        seccomp_unconfined: either("seccompProfile")["type"] == "Unconfined",
         add: names(&own["capabilities"]["add"]),
         drop: names(&own["capabilities"]["drop"]),
     }

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capability, LinuxCapabilities, Mount, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Mount, Process, Spec};
 
+use crate::devices::{self, Devices};
+use crate::seccomp;
 use crate::wire::{Encoder, Op};
 
 const RDONLY: u64 = 1;
@@ -21,6 +23,8 @@ pub struct Plan {
     pub bytes: Vec<u8>,
     /// Trees of the host to open.
     pub binds: Vec<BindSource>,
+    /// What the container's cgroup lets it open.
+    pub devices: Devices,
 }
 
 /// A part of the host that the container is to see.
@@ -116,21 +120,25 @@ pub fn compile(spec: &Spec, cgroups: u32, stage: &Path) -> Result<Plan, CompileE
         plan.op(&Op::RootReadonly);
     }
     plan.op(&Op::Pivot);
-    self::process(&mut plan, process, true)?;
-    Ok(Plan { bytes: plan.finish(), binds })
+    let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+    self::process(&mut plan, process, profile, true)?;
+    let rules = linux.and_then(|linux| linux.resources().as_ref()).and_then(|resources| resources.devices().as_ref());
+    let devices = devices::compile(rules.map_or(&[], Vec::as_slice))?;
+    Ok(Plan { bytes: plan.finish(), binds, devices })
 }
 
 /// Compiles a process for a running container: descriptor 0 is the container, then one `cgroup.procs` each of `cgroups`.
+/// It gets the system calls of `profile`, as the container does; `None` is our own profile.
 ///
 /// # Errors
 /// As `compile`.
-pub fn compile_exec(process: &Process, cgroups: u32) -> Result<Vec<u8>, CompileError> {
+pub fn compile_exec(process: &Process, profile: Option<&LinuxSeccomp>, cgroups: u32) -> Result<Vec<u8>, CompileError> {
     let mut plan = Encoder::new();
     for fd in 1..=cgroups {
         plan.op(&Op::Cgroup { fd });
     }
     plan.op(&Op::Join { fd: 0, flags: CLONE_NEWNS | CLONE_NEWCGROUP });
-    self::process(&mut plan, process, false)?;
+    self::process(&mut plan, process, profile, false)?;
     Ok(plan.finish())
 }
 
@@ -140,9 +148,6 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), CompileError> {
         return no("hooks");
     }
     let Some(linux) = spec.linux() else { return Ok(()) };
-    if linux.seccomp().is_some() {
-        return no("linux.seccomp");
-    }
     if linux.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()) {
         return no("linux.uidMappings");
     }
@@ -240,7 +245,12 @@ fn devices(plan: &mut Encoder) {
     }
 }
 
-fn process(plan: &mut Encoder, process: &Process, create_cwd: bool) -> Result<(), CompileError> {
+fn process(
+    plan: &mut Encoder,
+    process: &Process,
+    profile: Option<&LinuxSeccomp>,
+    create_cwd: bool,
+) -> Result<(), CompileError> {
     if process.terminal().unwrap_or(false) {
         return Err(CompileError::Unsupported("process.terminal".to_owned()));
     }
@@ -265,6 +275,10 @@ fn process(plan: &mut Encoder, process: &Process, create_cwd: bool) -> Result<()
         plan.op(&Op::NoNewPrivs);
     }
     let capabilities = process.capabilities().as_ref().map_or(0, mask);
+    // Before the capability that loading it needs is gone.
+    if let Some(filter) = seccomp::compile(profile, capabilities)? {
+        plan.op(&Op::Seccomp { flags: filter.flags, program: &filter.program });
+    }
     let groups = user.additional_gids().clone().unwrap_or_default();
     plan.op(&Op::Identity { uid: user.uid(), gid: user.gid(), groups, capabilities });
     let args = process.args().clone().unwrap_or_default();

@@ -6,8 +6,15 @@
 
 #[cfg(feature = "compile")]
 mod compile;
+#[cfg(feature = "compile")]
+mod devices;
 pub mod message;
+#[cfg(feature = "compile")]
+mod seccomp;
 pub mod wire;
+
+#[cfg(feature = "compile")]
+pub use devices::{DeviceKind, DeviceRule, Devices};
 
 #[cfg(feature = "compile")]
 pub use compile::{BindSource, CompileError, Plan, compile, compile_exec, default_capabilities};

@@ -108,6 +108,13 @@ pub enum Op<'a> {
     },
     /// `PR_SET_NO_NEW_PRIVS`.
     NoNewPrivs,
+    /// seccomp(2) with a filter.
+    Seccomp {
+        /// `SECCOMP_FILTER_FLAG_*`.
+        flags: u32,
+        /// `struct sock_filter`, one after the other.
+        program: &'a [u8],
+    },
     /// Groups, group and user, in this order, after the bounding set is cut to `capabilities`.
     Identity {
         /// User.
@@ -174,6 +181,11 @@ impl Encoder {
         self.bytes.push(0);
     }
 
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.bytes.extend_from_slice(bytes);
+    }
+
     fn texts(&mut self, texts: &[&[u8]]) {
         self.u32(u32::try_from(texts.len()).unwrap_or(u32::MAX));
         for text in texts {
@@ -225,6 +237,10 @@ impl Encoder {
             }
             Op::Umask { mode } => self.u32(*mode),
             Op::OomScore { value } => self.u32(*value),
+            Op::Seccomp { flags, program } => {
+                self.u32(*flags);
+                self.bytes(program);
+            }
             Op::Identity { uid, gid, groups, capabilities } => {
                 self.u32(*uid);
                 self.u32(*gid);
@@ -267,6 +283,7 @@ fn code(op: &Op<'_>) -> u8 {
         Op::Identity { .. } => 17,
         Op::Chdir { .. } => 18,
         Op::Exec { .. } => 19,
+        Op::Seccomp { .. } => 20,
     }
 }
 
@@ -315,6 +332,15 @@ impl<'a> Decoder<'a> {
         if end == [0] && !text.contains(&0) { Ok(bytes) } else { Err(Malformed) }
     }
 
+    /// Whole instructions of eight bytes, at least one.
+    fn program(&mut self) -> Result<&'a [u8], Malformed> {
+        let length = self.u32()? as usize;
+        if length == 0 || !length.is_multiple_of(8) {
+            return Err(Malformed);
+        }
+        self.take(length)
+    }
+
     fn texts(&mut self) -> Result<Vec<&'a [u8]>, Malformed> {
         let count = self.u32()? as usize;
         // Each takes at least five bytes: a hostile count ends here, not in the allocator.
@@ -361,6 +387,7 @@ impl<'a> Decoder<'a> {
             }
             18 => Op::Chdir { path: self.text()?, create: self.u32()? != 0 },
             19 => Op::Exec { args: self.texts()?, env: self.texts()? },
+            20 => Op::Seccomp { flags: self.u32()?, program: self.program()? },
             _ => return Err(Malformed),
         }))
     }
@@ -386,6 +413,7 @@ pub fn describe(op: &Op<'_>) -> String {
         Op::Umask { .. } => "set its umask".to_owned(),
         Op::OomScore { .. } => "set its OOM score".to_owned(),
         Op::NoNewPrivs => "give up new privileges".to_owned(),
+        Op::Seccomp { .. } => "limit its system calls (seccomp)".to_owned(),
         Op::Identity { uid, gid, .. } => format!("become user {uid}, group {gid}"),
         Op::Chdir { path, .. } => format!("change into the folder {}", text(path)),
         Op::Exec { args, .. } => format!("execute `{}`", args.first().map(|word| text(word)).unwrap_or_default()),

@@ -139,6 +139,7 @@ impl Interpreter<'_> {
             }
             // SAFETY: no memory is involved.
             Op::NoNewPrivs => check(i64::from(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })).map(drop),
+            Op::Seccomp { flags, program } => seccomp(*flags, program),
             Op::Identity { uid, gid, groups, capabilities } => {
                 give_pipes_to(*uid, self.stdio);
                 identity(*uid, *gid, groups, *capabilities)
@@ -387,6 +388,25 @@ fn identity(uid: u32, gid: u32, groups: &[u32], capabilities: u64) -> Sys<()> {
         check(libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()))?;
     }
     Ok(())
+}
+
+/// Loads a filter of system calls; what is done after it must be allowed by it.
+fn seccomp(flags: u32, program: &[u8]) -> Sys<()> {
+    // The plan's bytes may lie at any address; the kernel wants instructions where they belong.
+    let instructions: Vec<libc::sock_filter> = program
+        .chunks_exact(8)
+        .map(|one| libc::sock_filter {
+            code: u16::from_le_bytes([one[0], one[1]]),
+            jt: one[2],
+            jf: one[3],
+            k: u32::from_le_bytes([one[4], one[5], one[6], one[7]]),
+        })
+        .collect();
+    let length = u16::try_from(instructions.len()).map_err(|_| libc::EINVAL)?;
+    let filter = libc::sock_fprog { len: length, filter: instructions.as_ptr().cast_mut() };
+    // SAFETY: the instructions outlive the call and are as many as it says.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) })
+        .map(drop)
 }
 
 /// Changes the folder and proves that it is inside the root: a path through a leaked descriptor would be "unreachable"
