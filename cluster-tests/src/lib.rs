@@ -1,2 +1,4 @@
 //! Tests of whole clusters: machines in namespaces, faults, invariants, benches.
 #![forbid(unsafe_code)]
+
+pub mod machine;

@@ -1,56 +1,72 @@
-//! The replicated memory as the rest of a server sees it: a facility trait, so that sessions and leader tasks can be
-//! tested over a plain store, and one place that turns its errors into ours.
+//! scratch: in-memory until the log lands.
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use std::future::Future;
-use std::pin::Pin;
-
+use coracle_api::{BoxFuture, Memory, ProposeError, Proposed};
 use coracle_base::{Generation, Revision};
-use coracle_store::{Event, Outcome, Rejection, Transaction, View};
+use coracle_store::{Event, Store, Transaction, View};
 use tokio::sync::watch;
 
-/// A boxed future, for traits that are used as objects.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// Why a proposal came to nothing.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ProposeError {
-    /// The store refused operation `index`.
-    #[error("{rejection}")]
-    Rejected {
-        /// Which operation of the transaction.
-        index: usize,
-        /// Why.
-        rejection: Rejection,
-    },
-    /// Too much is queued already.
-    #[error("the server is busy: its queue of proposals is full")]
-    Busy,
-    /// The log's disk is full: only deletions and status are accepted.
-    #[error(
-        "the disk of the cluster's log is full\nhint: free space below the data directory, or delete objects (deletions still work)"
-    )]
-    DiskFull,
-    /// This server does not lead and cannot forward.
-    #[error("there is no leader")]
-    NoLeader,
-    /// The server's log failed or the server stops.
-    #[error("the server is stopping: {0}")]
-    Stopped(String),
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    #[error("the first objects of the cluster cannot be stored")]
+    FirstObjects(#[source] ProposeError),
 }
 
-/// Result of one transaction.
-pub type Proposed = Result<Vec<Outcome>, ProposeError>;
+#[derive(Clone)]
+pub struct LogHandle;
+impl LogHandle {
+    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+    pub fn cluster_id(&self) -> String {
+        "scratch".into()
+    }
+    pub async fn close(&self) {}
+}
 
-/// What sessions and leader tasks need of the memory.
-pub trait Memory: Send + Sync {
-    /// The local state, at once.
-    fn view(&self) -> View;
-    /// Proposes one transaction.
-    fn propose(&self, transaction: Transaction) -> BoxFuture<'_, Proposed>;
-    /// Proposes several; each succeeds or fails alone, in order.
-    fn propose_many(&self, transactions: Vec<Transaction>) -> BoxFuture<'_, Vec<Proposed>>;
-    /// Woken whenever something changed.
-    fn changes(&self) -> watch::Receiver<Generation>;
-    /// What changed after a revision; `None` when history no longer reaches back so far.
-    fn events_after(&self, revision: Revision) -> Option<Vec<Event>>;
+struct Scratch {
+    store: Mutex<Store>,
+    changes: watch::Sender<Generation>,
+}
+
+pub async fn open(_dir: &Path) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
+    let store = Store::new(coracle_store::Limits::default());
+    let (changes, _) = watch::channel(store.view().generation());
+    Ok((Arc::new(Scratch { store: Mutex::new(store), changes }), LogHandle))
+}
+
+impl Memory for Scratch {
+    fn view(&self) -> View {
+        self.store.lock().unwrap().view()
+    }
+    fn read_barrier(&self) -> BoxFuture<'_, Result<View, ProposeError>> {
+        let view = self.view();
+        Box::pin(async { Ok(view) })
+    }
+    fn propose(&self, transaction: Transaction) -> BoxFuture<'_, Proposed> {
+        Box::pin(async { self.propose_many(vec![transaction]).await.remove(0) })
+    }
+    fn propose_many(&self, transactions: Vec<Transaction>) -> BoxFuture<'_, Vec<Proposed>> {
+        let mut store = self.store.lock().unwrap();
+        let out = store
+            .apply(&transactions)
+            .into_iter()
+            .map(|r| r.map_err(|(index, rejection)| ProposeError::Rejected { index, rejection }))
+            .collect();
+        let generation = store.view().generation();
+        drop(store);
+        self.changes.send_if_modified(|old| {
+            let new = *old != generation;
+            *old = generation;
+            new
+        });
+        Box::pin(async { out })
+    }
+    fn changes(&self) -> watch::Receiver<Generation> {
+        self.changes.subscribe()
+    }
+    fn events_after(&self, revision: Revision, resource: Option<&str>) -> Option<Vec<Event>> {
+        self.store.lock().unwrap().events_after(revision, resource).ok()
+    }
 }

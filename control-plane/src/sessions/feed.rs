@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::memory::Memory;
+use coracle_api::Memory;
 
 /// One part of a feed stays well below the largest message.
 const PART_BYTES: usize = 4 << 20;
@@ -47,7 +47,7 @@ fn matters(memory: &dyn Memory, node: &str, seen: coracle_base::Generation, view
     if view.epoch() != seen.epoch {
         return true;
     }
-    let Some(events) = memory.events_after(seen.revision) else { return true };
+    let Some(events) = memory.events_after(seen.revision, None) else { return true };
     events.iter().any(|event| match &*event.object.key.resource {
         "pods" => on_node(&event.object, node) || event.prior.as_ref().is_some_and(|prior| on_node(prior, node)),
         "configmaps" | "secrets" => true,

@@ -22,7 +22,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::memory::Memory;
+use coracle_api::Memory;
 pub use register::NetworkPlan;
 pub use tunnels::{TunnelChunks, TunnelError};
 

@@ -7,8 +7,8 @@ use coracle_store::{Expect, Key, Object, Op, Rejection};
 use serde_json::{Map, Value, json};
 
 use crate::cidr::Cidr;
-use crate::memory::{Memory, ProposeError};
 use crate::now;
+use coracle_api::{Memory, ProposeError};
 
 /// The addresses of the cluster, as every agent is told.
 #[derive(Debug, Clone)]

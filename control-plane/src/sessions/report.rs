@@ -8,8 +8,8 @@ use coracle_store::{Expect, Key, Op, Transaction, View};
 use serde_json::{Value, json};
 
 use super::register::merge_status;
-use crate::memory::{Memory, ProposeError};
 use crate::now;
+use coracle_api::{Memory, ProposeError};
 
 /// Names of one agent's events in one report; more are dropped (the agent coalesces equal ones).
 const EVENTS_PER_REPORT: usize = 200;

@@ -1,0 +1,72 @@
+//! Where things are unless a flag or the environment says otherwise, and the one file that remembers what `up` was told.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The default data folder.
+pub const DATA_DIR: &str = "/var/lib/coracle";
+/// The default run folder: on a tmpfs, gone after a reboot.
+pub const RUN_DIR: &str = "/run/coracle";
+
+/// Everything `coracle up` can be told, from one source: flags, environment and defaults are merged by the argument
+/// parser. It is kept in the data folder, so that `down` and `status` find what `up` started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Settings {
+    /// State that must survive.
+    pub data_dir: PathBuf,
+    /// State of this boot.
+    pub run_dir: PathBuf,
+    /// The API.
+    pub api_listen: SocketAddr,
+    /// Agents and servers.
+    pub peer_listen: SocketAddr,
+    /// The status page.
+    pub status_listen: SocketAddr,
+    /// All pods.
+    pub cluster_cidr: String,
+    /// All services.
+    pub service_cidr: String,
+    /// The domain of service names.
+    pub cluster_domain: String,
+    /// This machine's name in the cluster.
+    pub node_name: String,
+    /// The address others reach this machine at.
+    pub node_ip: IpAddr,
+    /// The bridge of the pods.
+    pub bridge: String,
+    /// The nftables table.
+    pub table: String,
+    /// The subtree of all cgroups.
+    pub cgroup: String,
+    /// Pods this node takes at most.
+    pub max_pods: u32,
+    /// The process that runs with these settings, while it runs.
+    pub pid: u32,
+}
+
+impl Settings {
+    /// The file of a data folder.
+    #[must_use]
+    pub fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("up.json")
+    }
+
+    /// What the last `up` in this data folder ran with.
+    #[must_use]
+    pub fn load(data_dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(Self::path(data_dir)).ok()?).ok()
+    }
+
+    /// Remembers them.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self) -> std::io::Result<()> {
+        let path = Self::path(&self.data_dir);
+        let temp = path.with_extension("new");
+        std::fs::write(&temp, serde_json::to_vec_pretty(self)?)?;
+        std::fs::rename(temp, path)
+    }
+}

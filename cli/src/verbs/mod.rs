@@ -1,0 +1,14 @@
+//! One file a verb.
+
+pub mod apply;
+pub mod delete;
+pub mod describe;
+pub mod down;
+pub mod get;
+pub mod image;
+pub mod kubeconfig;
+pub mod logs;
+pub mod scale;
+pub mod status;
+pub mod up;
+pub mod version;

@@ -1,0 +1,139 @@
+//! `coracle status`: how the cluster and this node are doing, from the node's own status address.
+
+use std::path::Path;
+
+use clap::Args;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+use crate::config::Settings;
+use crate::failure::Failure;
+use crate::output::{self, age, columns};
+
+/// Show how the cluster and this node are doing
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  coracle status\n  coracle status -o json | jq .pods\n\nExit codes: 0 all is well, 1 it cannot be told, 5 something is not as it should be"
+)]
+pub struct Status {
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: output::Format,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Nobody answers; something is wrong (code 5).
+pub async fn run(data_dir: &Path, status: &Status) -> Result<(), Failure> {
+    let Some(settings) = Settings::load(data_dir) else {
+        return Err(Failure::failed(format!(
+            "nothing has been started with the data folder {}\nhint: `coracle up` starts a cluster; another folder goes into --data-dir",
+            data_dir.display()
+        )));
+    };
+    let address = settings.status_listen;
+    let url = format!("http://{address}/status.json");
+    let fetch = async {
+        let client: HyperClient<_, Empty<bytes::Bytes>> = HyperClient::builder(TokioExecutor::new()).build_http();
+        let uri = url.parse().map_err(|_| "the address is no URL".to_owned())?;
+        let answer = client.get(uri).await.map_err(|error| coracle_base::one_line(&error))?;
+        let bytes = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+        serde_json::from_slice::<Value>(&bytes).map_err(|error| error.to_string())
+    };
+    let answer = fetch.await.map_err(|reason: String| {
+        Failure::failed(format!(
+            "nobody answers at {url}: {reason}\nhint: is `coracle up` running? Pods go on without it"
+        ))
+    })?;
+    match output_of(status, &answer) {
+        text if text.is_empty() => {}
+        text => output::raw(text.as_bytes()),
+    }
+    let bad = wrong(&answer);
+    if bad.is_empty() { Ok(()) } else { Err(Failure { code: 5, message: bad.join("; ") }) }
+}
+
+fn output_of(status: &Status, answer: &Value) -> String {
+    match status.output {
+        output::Format::Json => output::json(answer) + "\n",
+        output::Format::Yaml => output::yaml(answer),
+        _ => words(answer),
+    }
+}
+
+/// What is not as it should be, in words.
+fn wrong(answer: &Value) -> Vec<String> {
+    let mut bad = Vec::new();
+    for node in list(&answer["nodes"]) {
+        if node["ready"] == false {
+            bad.push(format!("node {} is not ready", text(&node["name"])));
+        }
+    }
+    for deployment in list(&answer["deployments"]) {
+        let (ready, desired) = (deployment["ready"].as_u64().unwrap_or(0), deployment["desired"].as_u64().unwrap_or(0));
+        if ready < desired {
+            bad.push(format!(
+                "{}/{} has {ready} of {desired} replicas ready",
+                text(&deployment["namespace"]),
+                text(&deployment["name"])
+            ));
+        }
+    }
+    bad
+}
+
+fn words(answer: &Value) -> String {
+    let now = crate::now_ms();
+    let mut out = String::new();
+    let sections: [(&str, &[&str]); 4] = [
+        ("nodes", &["name", "ready", "address", "pods", "cpu", "memory", "version"]),
+        ("deployments", &["namespace", "name", "ready", "desired", "updated", "available"]),
+        ("services", &["namespace", "name", "cluster_ip", "ports", "endpoints"]),
+        ("pods", &["namespace", "name", "phase", "ready", "restarts", "ip", "node", "reason"]),
+    ];
+    for (section, fields) in sections {
+        let items = list(&answer[section]);
+        if items.is_empty() {
+            continue;
+        }
+        let header: Vec<String> = fields.iter().map(|field| field.replace('_', " ").to_uppercase()).collect();
+        let rows: Vec<Vec<String>> =
+            items.iter().map(|item| fields.iter().map(|field| text(&item[*field])).collect()).collect();
+        out.push_str(&format!("{}\n{}\n", section.to_uppercase(), columns(&header, &rows)));
+    }
+    let events = list(&answer["events"]);
+    if !events.is_empty() {
+        let header = ["AGE", "TYPE", "REASON", "OBJECT", "MESSAGE"].map(ToOwned::to_owned);
+        let rows: Vec<Vec<String>> = events
+            .iter()
+            .take(10)
+            .map(|event| {
+                vec![
+                    age(&text(&event["last_seen"]), now),
+                    text(&event["type"]),
+                    text(&event["reason"]),
+                    text(&event["object"]),
+                    text(&event["message"]),
+                ]
+            })
+            .collect();
+        out.push_str(&format!("EVENTS\n{}", columns(&header, &rows)));
+    }
+    out
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}

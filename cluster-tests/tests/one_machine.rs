@@ -1,0 +1,105 @@
+//! One machine, end to end, with the real program: YAML in, a running, resolvable, visible application out.
+
+use coracle_cluster_tests::machine::Machine;
+use serde_json::Value;
+
+fn address(machine: &Machine, service: &str) -> String {
+    let service = machine.get(&[service]);
+    format!("{}:{}", service["spec"]["clusterIP"].as_str().unwrap_or_default(), service["spec"]["ports"][0]["port"])
+}
+
+#[test]
+fn hello_from_yaml_to_a_name_and_down_again() {
+    let mut machine = Machine::new();
+    machine.up();
+    machine.import_hello();
+    let first = machine.coracle(&["apply", "-f", "examples/hello.yaml"]);
+    assert!(first.contains("deployment.apps/hello created") && first.contains("service/hello created"), "{first}");
+    machine.wait_ready("hello", 3);
+    let second = machine.coracle(&["apply", "-f", "examples/hello.yaml"]);
+    assert!(!second.contains("configured") && second.matches("unchanged").count() == first.lines().count(), "{second}");
+
+    let hello = address(&machine, "svc/hello");
+    let mut answer = String::new();
+    machine.wait("one replica to call another by its DNS name", |machine| {
+        answer = machine.http(&hello, "/ask?host=hello").unwrap_or_default();
+        answer.contains("hello from")
+    });
+    let wide = machine.coracle(&["get", "pods", "-o", "wide"]);
+    assert_eq!(wide.matches("1/1").count(), 3, "{wide}");
+    let described = machine.coracle(&["describe", "deploy/hello"]);
+    assert!(described.contains("3 wanted, 3 there, 3 updated, 3 ready, 3 available"), "{described}");
+    let logs = machine.coracle(&["logs", "deploy/hello"]);
+    assert!(logs.contains(" | "), "{logs}");
+
+    let _ = machine.coracle(&["scale", "deploy/hello", "--replicas", "1"]);
+    machine.wait_ready("hello", 1);
+    machine.wait("the other pods to be gone", |machine| {
+        machine.get(&["pods"])["items"].as_array().is_some_and(|pods| pods.len() == 1)
+    });
+    let gone = machine.coracle(&["delete", "-f", "examples/hello.yaml"]);
+    assert!(gone.contains("deployment.apps/hello deleted"), "{gone}");
+    machine
+        .wait("the pods to be gone", |machine| machine.get(&["pods"])["items"].as_array().is_some_and(Vec::is_empty));
+    machine.down();
+}
+
+#[test]
+fn a_killed_agent_and_server_keep_pods_and_writes() {
+    let mut machine = Machine::new();
+    machine.up();
+    machine.import_hello();
+    let _ = machine.coracle(&["apply", "-f", "examples/hello.yaml"]);
+    machine.wait_ready("hello", 3);
+    let before = machine.container_ids();
+    for round in 0..3 {
+        machine.apply(&format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: c{round}\ndata: {{a: b}}\n"));
+        machine.kill();
+        machine.up();
+        for earlier in 0..=round {
+            assert_ne!(machine.get(&[&format!("cm/c{earlier}")]), Value::Null, "an acknowledged write is gone");
+        }
+        machine.wait_ready("hello", 3);
+        assert_eq!(machine.container_ids(), before, "containers were restarted or replaced");
+    }
+    let hello = address(&machine, "svc/hello");
+    machine.wait("the service to answer", |machine| machine.http(&hello, "/ask?host=hello").is_some());
+    machine.down();
+}
+
+#[test]
+fn mistakes_are_shown_where_they_stand() {
+    let mut machine = Machine::new();
+    machine.up();
+    let said = machine.try_apply(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: x\nspec:\n  replcias: 3\n  selector: {}\n  template:\n    spec:\n      hostPID: true\n",
+    );
+    assert_eq!(said.code, 4, "{said:?}");
+    for expected in ["-:6:3: spec.replcias", "did you mean `replicas`?", "-:10:7: spec.template.spec.hostPID"] {
+        assert!(said.err.contains(expected), "{expected} is missing in {}", said.err);
+    }
+    let said = machine.try_coracle(&["get", "deploymnets"]);
+    assert!(said.code == 2 && said.err.contains("did you mean `deployments`?"), "{said:?}");
+    assert_eq!(machine.try_coracle(&["get", "pod/none"]).code, 3);
+    machine.down();
+}
+
+#[test]
+fn a_second_up_on_the_same_data_is_refused() {
+    let mut machine = Machine::new();
+    machine.up();
+    let pid = machine.pid();
+    let run = machine.run().display().to_string();
+    let said = machine.try_coracle(&[
+        "up",
+        "--run-dir",
+        &run,
+        "--api-listen",
+        "127.0.0.1:7443",
+        "--peer-listen",
+        "127.0.0.1:7444",
+    ]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("is in use by process") && said.err.contains(&pid.to_string()), "{said:?}");
+    machine.down();
+}

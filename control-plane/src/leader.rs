@@ -1,0 +1,168 @@
+//! What only the leader does: it runs the controllers and the scheduler, level-triggered, until nothing is left to do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coracle_api::{Memory, ProposeError};
+use coracle_controllers::nodehealth::Beat;
+use coracle_controllers::{Controller, Ids};
+use coracle_daemon::DrainWatch;
+use coracle_store::View;
+
+use crate::now;
+use crate::sessions::Sessions;
+
+/// A node that has been silent for longer is not ready: four beats of a second each.
+const DEAD_AFTER_MS: u64 = 4000;
+/// Controllers whose plan depends on the time are asked so often when nothing changes.
+const TICK: Duration = Duration::from_secs(1);
+/// A round that only made refused proposals is not repeated at once: the objects it fights over must change first.
+const AFTER_REFUSAL: Duration = Duration::from_millis(50);
+
+/// Random names and uids for planners.
+struct Random;
+
+impl Ids for Random {
+    fn uid(&mut self) -> String {
+        uuid::Uuid::new_v4().to_string()
+    }
+
+    fn suffix(&mut self) -> String {
+        let letters = b"bcdfghjklmnpqrstvwxz2456789";
+        uuid::Uuid::new_v4().as_bytes()[..5]
+            .iter()
+            .map(|byte| char::from(letters[usize::from(*byte) % letters.len()]))
+            .collect()
+    }
+}
+
+/// What controllers did so far, for metrics.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// Per controller: rounds, transactions proposed, refused, microseconds spent planning.
+    pub by_name: std::sync::Mutex<BTreeMap<&'static str, [u64; 4]>>,
+}
+
+/// Runs until the drain.
+pub(crate) async fn run(memory: Arc<dyn Memory>, sessions: Sessions, work: Arc<Work>, drain: DrainWatch) {
+    let mut changes = memory.changes();
+    let began = Instant::now();
+    let mut seen: Option<View> = None;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut timed = true;
+    loop {
+        changes.borrow_and_update();
+        let refused = round(&*memory, &sessions, &work, began, seen.as_ref(), timed).await;
+        seen = refused.view;
+        if refused.only_refused {
+            tokio::time::sleep(AFTER_REFUSAL).await;
+            // What was refused is planned again, whether or not anything else has changed.
+            seen = None;
+            timed = true;
+            continue;
+        }
+        timed = false;
+        tokio::select! {
+            // Cancel safe all: a change stays marked as unseen, a tick comes again.
+            changed = changes.changed() => if changed.is_err() { return },
+            _ = tick.tick() => timed = true,
+            () = drain.signaled() => return,
+        }
+    }
+}
+
+/// How a round ended.
+struct Round {
+    /// What the controllers have seen.
+    view: Option<View>,
+    /// Proposals were made and every one was refused.
+    only_refused: bool,
+}
+
+async fn round(
+    memory: &dyn Memory,
+    sessions: &Sessions,
+    work: &Work,
+    began: Instant,
+    seen: Option<&View>,
+    timed: bool,
+) -> Round {
+    let first = memory.view();
+    let changed = changed_resources(memory, seen, &first);
+    let (mut made, mut refused) = (0_usize, 0_usize);
+    let mut mark =
+        |name: &'static str, planned: Duration, outcomes: &[Result<Vec<coracle_store::Outcome>, ProposeError>]| {
+            let bad = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+            made += outcomes.len();
+            refused += bad;
+            for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
+                match error {
+                    ProposeError::Rejected { .. } => tracing::debug!(controller = name, %error, "a plan was overtaken"),
+                    _ => tracing::warn!(controller = name, %error, "a plan could not be stored"),
+                }
+            }
+            let mut all = work.by_name.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let entry = all.entry(name).or_default();
+            entry[0] += 1;
+            entry[1] += outcomes.len() as u64;
+            entry[2] += bad as u64;
+            entry[3] += u64::try_from(planned.as_micros()).unwrap_or(u64::MAX);
+        };
+    if timed {
+        let started = Instant::now();
+        let beats = beat_ages(&memory.view(), sessions, began);
+        let plan = coracle_controllers::nodehealth::plan(&memory.view(), now::ms(), &beats, DEAD_AFTER_MS);
+        let planned = started.elapsed();
+        let outcomes = if plan.is_empty() { Vec::new() } else { memory.propose_many(plan).await };
+        mark("nodehealth", planned, &outcomes);
+    }
+    for controller in coracle_controllers::all() {
+        if !concerns(controller, changed.as_deref(), timed) {
+            continue;
+        }
+        let started = Instant::now();
+        // Each sees what the one before it did: a rollout goes from Deployment to bound pod in one round.
+        let plan = (controller.plan)(&memory.view(), now::ms(), &mut Random);
+        let planned = started.elapsed();
+        let outcomes = if plan.is_empty() { Vec::new() } else { memory.propose_many(plan).await };
+        mark(controller.name, planned, &outcomes);
+    }
+    // The view before the round: what the round itself changed is looked at in the next one.
+    Round { view: Some(first), only_refused: made > 0 && made == refused }
+}
+
+/// The resources that changed since the last round; `None` when that cannot be told, which means all.
+fn changed_resources(memory: &dyn Memory, seen: Option<&View>, now: &View) -> Option<Vec<String>> {
+    let seen = seen?;
+    if seen.epoch() != now.epoch() {
+        return None;
+    }
+    let mut changed: Vec<String> =
+        memory.events_after(seen.revision(), None)?.iter().map(|event| event.object.key.resource.to_string()).collect();
+    changed.sort();
+    changed.dedup();
+    Some(changed)
+}
+
+/// Whether a controller must look: its input changed, or time is its input.
+fn concerns(controller: &Controller, changed: Option<&[String]>, timed: bool) -> bool {
+    if timed && controller.timed {
+        return true;
+    }
+    let Some(changed) = changed else { return true };
+    changed.iter().any(|resource| controller.reads.is_empty() || controller.reads.contains(&resource.as_str()))
+}
+
+/// How long each node has been silent. A node never heard of is as old as this leader: a new leader gives
+/// everybody a full period before it says anything.
+fn beat_ages(view: &View, sessions: &Sessions, began: Instant) -> BTreeMap<String, Beat> {
+    let beats = sessions.beats();
+    view.list("nodes", None)
+        .map(|node| {
+            let age = beats.get(&*node.key.name).map_or_else(|| began.elapsed(), |beat| beat.age);
+            (node.key.name.to_string(), Beat { age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX) })
+        })
+        .collect()
+}
