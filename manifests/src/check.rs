@@ -351,4 +351,100 @@ mod tests {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
     }
+
+    fn pod(spec: &str) -> Found {
+        let spec: Value = serde_json::from_str(spec).unwrap();
+        all("Pod", &json!({"spec": spec}))
+    }
+
+    /// What is said about a field of a pod: `-` nothing, `!` refused, `~` a warning.
+    #[test]
+    fn what_is_not_done_yet_is_refused_unless_it_says_nothing() {
+        for (spec, expected) in [
+            (r#"{"affinity": {}}"#, "-"),
+            (
+                r#"{"affinity": {"nodeAffinity": null, "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}}"#,
+                "-",
+            ),
+            (
+                r#"{"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "x"}]}}}"#,
+                "!",
+            ),
+            (
+                r#"{"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {"topologyKey": "x"}}]}}}"#,
+                "~",
+            ),
+            (
+                r#"{"topologySpreadConstraints": [{"whenUnsatisfiable": "ScheduleAnyway", "maxSkew": 1, "topologyKey": "x"}]}"#,
+                "~",
+            ),
+            (
+                r#"{"topologySpreadConstraints": [{"whenUnsatisfiable": "DoNotSchedule", "maxSkew": 1, "topologyKey": "x"}]}"#,
+                "~!",
+            ),
+            (r#"{"topologySpreadConstraints": []}"#, "-"),
+            (r#"{"automountServiceAccountToken": true}"#, "~"),
+            (r#"{"automountServiceAccountToken": false}"#, "-"),
+            (r#"{"hostUsers": true}"#, "-"),
+            (r#"{"hostUsers": false}"#, "!"),
+            (r#"{"hostPID": false}"#, "-"),
+            (r#"{"hostPID": true}"#, "!"),
+            (r#"{"os": {"name": "linux"}}"#, "-"),
+            (r#"{"os": {"name": "windows"}}"#, "!"),
+            (r#"{"preemptionPolicy": "PreemptLowerPriority"}"#, "-"),
+            (r#"{"preemptionPolicy": "Never"}"#, "~"),
+            (r#"{"schedulerName": "mine"}"#, "!"),
+            (r#"{"imagePullSecrets": [{"name": "x"}]}"#, "!"),
+            (r#"{"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}"#, "!"),
+            (r#"{"securityContext": {"seccompProfile": {"type": "Unconfined"}}}"#, "-"),
+            (r#"{"securityContext": {"seLinuxOptions": {"level": "s0"}}}"#, "!"),
+            (r#"{"securityContext": {"supplementalGroupsPolicy": "Merge", "fsGroupChangePolicy": "Always"}}"#, "-"),
+            (r#"{"securityContext": {"sysctls": [{"name": "a", "value": "b"}]}}"#, "!"),
+            (r#"{"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]}"#, "!"),
+            (r#"{"volumes": [{"name": "v", "emptyDir": null}]}"#, "-"),
+            (r#"{"volumes": [{"name": "v", "emptyDir": {"medium": "HugePages"}}]}"#, "!"),
+            (r#"{"containers": [{"tty": true}]}"#, "!"),
+            (r#"{"containers": [{"tty": "yes"}]}"#, "!"),
+            (r#"{"containers": [{"securityContext": {"procMount": "Unmasked"}}]}"#, "!"),
+            (r#"{"containers": [{"livenessProbe": {"grpc": {"port": 1}}}]}"#, "!"),
+            (r#"{"containers": [{"livenessProbe": {"httpGet": {"port": 1, "scheme": "HTTPS"}}}]}"#, "!"),
+            (r#"{"terminationGracePeriodSeconds": 5000000000}"#, "-"),
+            (r#"{"priority": 5000000000}"#, "~!"),
+            (r#"{"nodeSelector": {"a": null}}"#, "-"),
+            (r#"{"nodeSelector": {"a": true}}"#, "!"),
+            (r#"{"restartPolicy": "always"}"#, "!"),
+        ] {
+            let found = pod(spec);
+            let mut marks = String::new();
+            marks.push_str(if found.warnings.is_empty() { "" } else { "~" });
+            marks.push_str(if found.problems.is_empty() { "" } else { "!" });
+            let marks = if marks.is_empty() { "-" } else { &marks };
+            assert_eq!(marks, expected, "{spec}: {:?} {:?}", found.problems, found.warnings);
+        }
+        assert!(pod(r#"{"restartPolicy": "always"}"#).problems[0].to_string().ends_with("(did you mean `Always`?)"));
+    }
+
+    #[test]
+    fn a_status_is_checked_where_it_is_brought() {
+        let kind = crate::kinds::by_word("node").unwrap();
+        let node = json!({"status": {"conditions": [{"type": "Ready", "status": true}], "adresses": []}});
+        assert!(strict(kind, &node).is_empty());
+        let found: Vec<String> = status(kind, &node).iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.iter().any(|line| line.contains("did you mean `addresses`?")), "{found:?}");
+        let mut node = node;
+        assert_eq!(drop_unknown("Node", &mut node), ["status.adresses"]);
+    }
+
+    #[test]
+    fn what_upstream_requires() {
+        let kind = crate::kinds::by_word("deploy").unwrap();
+        let paths =
+            |value: Value| -> Vec<String> { required(kind, &value).into_iter().map(|problem| problem.path).collect() };
+        assert_eq!(
+            paths(json!({"metadata": {}, "spec": {"template": {"spec": {"containers": [{"env": [{}]}]}}}})),
+            ["spec.selector", "spec.template.spec.containers[0].name", "spec.template.spec.containers[0].env[0].name"]
+        );
+        assert_eq!(paths(json!({})), ["metadata"]);
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::kinds::Kind;
+use crate::validate::{is_label_key, is_label_value};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Test {
@@ -63,8 +64,13 @@ impl Labels {
                 (part, Test::Exists)
             };
             let key = key.trim();
-            if key.is_empty() || key.contains(char::is_whitespace) {
-                return Err(bad("a key is a word"));
+            if !is_label_key(key) {
+                return Err(bad(&format!("`{}` is not a label key", key.chars().take(80).collect::<String>())));
+            }
+            if let Test::In(values) | Test::NotIn(values) = &test
+                && let Some(value) = values.iter().find(|value| !is_label_value(value))
+            {
+                return Err(bad(&format!("`{}` is not a label value", value.chars().take(80).collect::<String>())));
             }
             requirements.push((key.to_owned(), test));
         }
@@ -280,6 +286,7 @@ impl Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     #[test]
@@ -299,10 +306,22 @@ mod tests {
         ] {
             assert_eq!(Labels::parse(query).unwrap().matches(&labels), expected, "{query}");
         }
-        assert!(Labels::parse("a in b)").is_err() || !Labels::parse("a in b)").unwrap().matches(&labels));
-        assert!(Labels::parse("a like (b)").is_err());
+        for bad in ["a in b)", "a like (b)", "a in (b", "a=b c", "a b", "=x", "a>1", "a in (b))", "-a=b", "!", "a=b=c"]
+        {
+            assert!(Labels::parse(bad).is_err(), "{bad}");
+        }
+        assert!(Labels::parse("a in (x, ),b notin ()").unwrap().matches(&json!({"a": "", "b": "c"})));
         let shown = "a=b,c in (d,e),f notin (g),h,!i";
         assert_eq!(Labels::parse(shown).unwrap().to_string(), shown);
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_panics_and_what_is_shown_reads_back(text in "[a-c!=,() nioty/.]{0,30}") {
+            if let Ok(labels) = Labels::parse(&text) {
+                prop_assert_eq!(Labels::parse(&labels.to_string()).unwrap(), labels);
+            }
+        }
     }
 
     #[test]
