@@ -8,6 +8,7 @@ mod explain;
 mod node;
 mod plan;
 mod request;
+mod table;
 
 pub use explain::Explain;
 pub use node::{Effect, NodeState, Taint};

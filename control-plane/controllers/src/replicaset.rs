@@ -1,12 +1,226 @@
-//! The replicaset controller.
+//! As many pods as a ReplicaSet asks for: adopt, create, delete, count (upstream: `pkg/controller/replicaset`).
+//!
+//! Cost: one walk over all pods, and per ReplicaSet a walk over its own.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use coracle_base::Millis;
-use coracle_store::{Transaction, View};
+use coracle_manifests::selector::Labels;
+use coracle_manifests::view::{controller_uid, int, is_deleting, list, text};
+use coracle_store::{Key, Object, Op, Transaction, View};
+use serde_json::{Value, json};
 
-use crate::Ids;
+use crate::objects::{REPLICASETS, adopt, controller_reference, create, disown, remove, status};
+use crate::pods::{count, is_active, is_ready, ready_since, silent_nodes};
+use crate::{Ids, objects};
+
+/// At most so many pods of one ReplicaSet are made or ended in one plan (upstream: `BurstReplicas`); the next plan goes on.
+const BURST: usize = 500;
+/// So many pods are made in one transaction: few commands, each well below the size of a log entry.
+const BATCH: usize = 50;
 
 /// What should change now.
 #[must_use]
-pub fn plan(_view: &View, _now: Millis, _ids: &mut dyn Ids) -> Vec<Transaction> {
-    Vec::new()
+pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
+    let silent = silent_nodes(view);
+    let mut orphans = orphans(view);
+    let mut transactions = Vec::new();
+    // Made last: where one ReplicaSet shrinks and another grows, the old replicas go before the new ones come.
+    let mut made = Vec::new();
+    for set in view.list(REPLICASETS, None) {
+        let Some(selector) = Labels::from_object(&set.tree()["spec"]["selector"]).ok() else { continue };
+        let mut replicas = Vec::new();
+        for pod in controlled(view, set, "pods") {
+            if selector.matches(&pod.tree()["metadata"]["labels"]) {
+                replicas.push(pod);
+            } else if !is_deleting(set.tree()) {
+                transactions.push(disown(pod, &[&set.uid]).into());
+            }
+        }
+        if !is_deleting(set.tree()) {
+            for pod in take_matching(&mut orphans, &set.key.namespace, &selector) {
+                transactions.push(adopt(pod, set).into());
+                replicas.push(pod);
+            }
+        }
+        replicas.retain(|pod| is_active(pod.tree()));
+        transactions.extend(set_status(set, &replicas, now, &silent).map(Transaction::from));
+        if !is_deleting(set.tree()) {
+            let scope = Scope { view, now, silent: &silent };
+            transactions.extend(shrink(&scope, set, &mut replicas));
+            made.extend(grow(&scope, set, replicas.len(), ids));
+        }
+    }
+    transactions.extend(made);
+    transactions
+}
+
+struct Scope<'a> {
+    view: &'a View,
+    now: Millis,
+    silent: &'a HashSet<Arc<str>>,
+}
+
+/// What an owner controls of a resource.
+pub(crate) fn controlled<'a>(
+    view: &'a View,
+    owner: &'a Object,
+    resource: &'a str,
+) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
+    view.owned_by(&owner.uid)
+        .filter(move |object| &*object.key.resource == resource)
+        .filter(|object| controller_uid(object.tree()) == Some(&*owner.uid))
+}
+
+type Orphans<'a> = HashMap<Arc<str>, Vec<&'a Arc<Object>>>;
+
+/// Active pods that nobody controls, by namespace.
+fn orphans(view: &View) -> Orphans<'_> {
+    let mut orphans = Orphans::new();
+    for pod in view.list("pods", None) {
+        if controller_uid(pod.tree()).is_none() && is_active(pod.tree()) {
+            orphans.entry(pod.key.namespace.clone()).or_default().push(pod);
+        }
+    }
+    orphans
+}
+
+fn take_matching<'a>(orphans: &mut Orphans<'a>, namespace: &str, selector: &Labels) -> Vec<&'a Arc<Object>> {
+    let Some(pods) = orphans.get_mut(namespace) else { return Vec::new() };
+    let (taken, left) = pods.drain(..).partition(|pod| selector.matches(&pod.tree()["metadata"]["labels"]));
+    *pods = left;
+    taken
+}
+
+fn set_status(set: &Object, replicas: &[&Arc<Object>], now: Millis, silent: &HashSet<Arc<str>>) -> Option<Op> {
+    let tree = set.tree();
+    let counts = count(replicas.iter().copied(), tree, now, silent);
+    let mut new = json!({
+        "replicas": counts.replicas,
+        "observedGeneration": int(&tree["metadata"]["generation"], 0),
+    });
+    for (field, value) in [
+        ("fullyLabeledReplicas", counts.fully_labelled),
+        ("readyReplicas", counts.ready),
+        ("availableReplicas", counts.available),
+    ] {
+        if value > 0 {
+            new[field] = json!(value);
+        }
+    }
+    if let Some(conditions) = tree["status"].get("conditions") {
+        new["conditions"] = conditions.clone();
+    }
+    status(set, new)
+}
+
+fn wanted(set: &Object) -> usize {
+    usize::try_from(int(&set.tree()["spec"]["replicas"], 1)).unwrap_or(0)
+}
+
+fn shrink(scope: &Scope<'_>, set: &Arc<Object>, replicas: &mut [&Arc<Object>]) -> Vec<Transaction> {
+    let Some(surplus) = replicas.len().checked_sub(wanted(set)).filter(|surplus| *surplus > 0) else {
+        return Vec::new();
+    };
+    let crowding = crowding(scope.view, set);
+    replicas.sort_by_cached_key(|pod| Preference::of(pod, &crowding, scope.silent));
+    let going = replicas[..surplus.min(BURST)].iter();
+    going.filter_map(|pod| remove(pod, scope.now)).map(Transaction::from).collect()
+}
+
+fn grow(scope: &Scope<'_>, set: &Arc<Object>, replicas: usize, ids: &mut dyn Ids) -> Vec<Transaction> {
+    let missing = wanted(set).saturating_sub(replicas).min(BURST);
+    let mut taken = HashSet::new();
+    let pods: Vec<Op> = (0..missing).map(|_| new_pod(scope, set, &mut taken, ids)).collect();
+    pods.chunks(BATCH).map(|ops| Transaction { ops: ops.to_vec() }).collect()
+}
+
+fn new_pod(scope: &Scope<'_>, set: &Arc<Object>, taken: &mut HashSet<String>, ids: &mut dyn Ids) -> Op {
+    let template = &set.tree()["spec"]["template"];
+    // Upstream's generated names leave room for the five random characters in 63.
+    let mut base: String = set.key.name.chars().take(57).collect();
+    base.push('-');
+    let name = loop {
+        let name = format!("{base}{}", ids.suffix());
+        if !taken.contains(&name) && scope.view.find("pods", &set.key.namespace, &name).is_none() {
+            break name;
+        }
+    };
+    taken.insert(name.clone());
+    let mut metadata = json!({"generateName": base, "ownerReferences": [controller_reference(set)]});
+    for field in ["labels", "annotations", "finalizers"] {
+        if let Some(value) = template["metadata"].get(field).filter(|value| !value.is_null()) {
+            metadata[field] = value.clone();
+        }
+    }
+    let value = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": template["spec"],
+        "status": {"phase": "Pending"},
+    });
+    create(Key::new("pods", set.key.namespace.clone(), name), value, scope.now, ids)
+}
+
+/// How many active pods of the same application each node has: those of every ReplicaSet with the same owner.
+fn crowding(view: &View, set: &Object) -> HashMap<String, usize> {
+    let mut nodes = HashMap::new();
+    let mut see = |set: &Object| {
+        for pod in controlled(view, set, "pods").filter(|pod| is_active(pod.tree())) {
+            *nodes.entry(text(&pod.tree()["spec"]["nodeName"]).to_owned()).or_default() += 1;
+        }
+    };
+    let owner = controller_uid(set.tree()).map(str::to_owned);
+    match owner {
+        Some(owner) => view.owned_by(&owner).filter(|other| &*other.key.resource == REPLICASETS).for_each(|o| see(o)),
+        None => see(set),
+    }
+    nodes
+}
+
+/// Which pod goes first when there are too many: the smallest. The order of the fields is upstream's
+/// (`ActivePodsWithRanks`): without a node, not running, not ready, cheap to lose, on a crowded node, ready for a shorter
+/// time, restarted more often, younger.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Preference {
+    on_node: bool,
+    phase: u8,
+    ready: bool,
+    deletion_cost: i64,
+    crowding: Reverse<usize>,
+    ready_since: Reverse<Millis>,
+    restarts: Reverse<u64>,
+    created: Reverse<Millis>,
+    name: Arc<str>,
+}
+
+impl Preference {
+    fn of(pod: &Object, crowding: &HashMap<String, usize>, silent: &HashSet<Arc<str>>) -> Self {
+        let tree = pod.tree();
+        let node = text(&tree["spec"]["nodeName"]);
+        let restarts = list(&tree["status"]["containerStatuses"]).iter();
+        Self {
+            on_node: !node.is_empty(),
+            phase: match text(&tree["status"]["phase"]) {
+                "Running" => 2,
+                "Unknown" => 1,
+                _ => 0,
+            },
+            ready: is_ready(tree, silent),
+            deletion_cost: deletion_cost(tree),
+            crowding: Reverse(if node.is_empty() { 0 } else { crowding.get(node).copied().unwrap_or(0) }),
+            ready_since: Reverse(ready_since(tree).unwrap_or(Millis::MAX)),
+            restarts: Reverse(restarts.filter_map(|status| status["restartCount"].as_u64()).max().unwrap_or(0)),
+            created: Reverse(objects::millis(&tree["metadata"]["creationTimestamp"]).unwrap_or(Millis::MAX)),
+            name: pod.key.name.clone(),
+        }
+    }
+}
+
+fn deletion_cost(pod: &Value) -> i64 {
+    let asked = &pod["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"];
+    text(asked).parse().unwrap_or(0)
 }

@@ -1,12 +1,202 @@
-//! The schedule controller.
+//! Pods without a node meet the scheduler: the snapshot becomes its input, its plan becomes bindings, conditions and events.
+//!
+//! Cost: one walk over all pods; only when one of them waits also one over the nodes and their pods.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use coracle_base::Millis;
-use coracle_store::{Transaction, View};
+use coracle_manifests::quantity::Quantity;
+use coracle_manifests::time::rfc3339;
+use coracle_manifests::view::{condition, controller_uid, is_deleting, is_finished, is_true, list, text};
+use coracle_scheduler::{Amounts, Effect, Explain, NodeState, PodRequest, Taint, Toleration, TolerationOperator};
+use coracle_store::{Object, Op, Transaction, Usage, View};
+use serde_json::{Value, json};
 
 use crate::Ids;
+use crate::objects::{Note, event, millis, status};
+
+/// Amounts in a hint change with every pod that comes or goes: a waiting pod's words are renewed no more often than this,
+/// unless the reasons themselves change.
+const RENEW_MS: Millis = 30_000;
+/// Who speaks in conditions and events.
+const COMPONENT: &str = "default-scheduler";
 
 /// What should change now.
 #[must_use]
-pub fn plan(_view: &View, _now: Millis, _ids: &mut dyn Ids) -> Vec<Transaction> {
-    Vec::new()
+pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
+    let mut waiting: Vec<&Arc<Object>> = view.list("pods", None).filter(|pod| waits(pod.tree())).collect();
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    // First come, first served; the key makes the order total.
+    waiting.sort_by_cached_key(|pod| (millis(&pod.tree()["metadata"]["creationTimestamp"]), pod.key.clone()));
+    let nodes: Vec<NodeState> = view.list("nodes", None).map(|node| node_state(view, node)).collect();
+    let requests: Vec<PodRequest> = waiting.iter().map(|pod| request(pod)).collect();
+    let plan = coracle_scheduler::plan(&nodes, &requests);
+    let mut transactions = Vec::with_capacity(waiting.len());
+    for binding in plan.bindings {
+        transactions.push(bind(waiting[binding.pod], &nodes[binding.node].name, now, ids));
+    }
+    for pod in plan.unschedulable {
+        transactions.extend(wait(waiting[pod.pod], &pod.explain, now, ids));
+    }
+    transactions
+}
+
+fn waits(pod: &Value) -> bool {
+    text(&pod["spec"]["nodeName"]).is_empty() && !is_deleting(pod) && !is_finished(pod)
+}
+
+fn bind(pod: &Object, node: &str, now: Millis, ids: &mut dyn Ids) -> Transaction {
+    let op = Op::Bind { key: pod.key.clone(), uid: pod.uid.clone(), node: node.into(), at: rfc3339(now).into() };
+    let message = format!("Successfully assigned {}/{} to {node}", pod.key.namespace, pod.key.name);
+    let note = Note { kind: "Normal", reason: "Scheduled", message, component: COMPONENT };
+    Transaction { ops: vec![op, event(pod, note, now, ids)] }
+}
+
+/// Says why a pod waits, when that is news.
+fn wait(pod: &Object, explain: &Explain, now: Millis, ids: &mut dyn Ids) -> Option<Transaction> {
+    let tree = pod.tree();
+    let (message, summary) = (explain.to_string(), explain.summary());
+    let held = condition(tree, "PodScheduled").filter(|held| held["status"] == "False");
+    let said = held.map(|held| text(&held["message"])).unwrap_or_default();
+    let fresh = !said.starts_with(&summary);
+    if !fresh {
+        let since = held.and_then(|held| millis(&held["lastProbeTime"])).unwrap_or(0);
+        if said == message || since + RENEW_MS > now {
+            return None;
+        }
+    }
+    let mut new = tree["status"].clone();
+    let mut conditions = list(&new["conditions"]).to_vec();
+    conditions.retain(|condition| condition["type"] != "PodScheduled");
+    conditions.push(json!({
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": message,
+        "lastProbeTime": rfc3339(now),
+        "lastTransitionTime": held.map_or_else(|| json!(rfc3339(now)), |held| held["lastTransitionTime"].clone()),
+    }));
+    new["conditions"] = Value::Array(conditions);
+    new["phase"] = json!("Pending");
+    let mut ops: Vec<Op> = status(pod, new).into_iter().collect();
+    if fresh {
+        let note = Note { kind: "Warning", reason: "FailedScheduling", message, component: COMPONENT };
+        ops.push(event(pod, note, now, ids));
+    }
+    Some(Transaction { ops })
+}
+
+/// A node as the scheduler sees it.
+fn node_state(view: &View, node: &Object) -> NodeState {
+    let tree = node.tree();
+    let room = &tree["status"]["allocatable"];
+    let usage = view.usage_on(&node.key.name);
+    let mut owners: BTreeMap<Arc<str>, u32> = BTreeMap::new();
+    let mut ephemeral = 0_u64;
+    for pod in view.pods_on(&node.key.name).filter(|pod| !is_finished(pod.tree())) {
+        ephemeral = ephemeral.saturating_add(amount(ephemeral_storage(&pod.tree()["spec"])));
+        if let Some(owner) = controller_uid(pod.tree()).filter(|_| !is_deleting(pod.tree())) {
+            *owners.entry(owner.into()).or_default() += 1;
+        }
+    }
+    NodeState {
+        name: node.key.name.to_string(),
+        labels: strings(&tree["metadata"]["labels"]),
+        taints: list(&tree["spec"]["taints"]).iter().filter_map(taint).collect(),
+        unschedulable: tree["spec"]["unschedulable"] == true,
+        ready: is_true(tree, "Ready") && !is_deleting(tree),
+        allocatable: Amounts {
+            cpu_milli: amount(Quantity::of_json(&room["cpu"]).milli()),
+            memory_bytes: amount(Quantity::of_json(&room["memory"]).value()),
+            // What a node does not report is no limit, as where the binding is checked.
+            ephemeral_bytes: limit(&room["ephemeral-storage"]),
+            pods: limit(&room["pods"]),
+        },
+        used: Amounts {
+            cpu_milli: amount(usage.cpu_milli),
+            memory_bytes: amount(usage.memory_bytes),
+            ephemeral_bytes: ephemeral,
+            pods: amount(usage.pods),
+        },
+        owners,
+    }
+}
+
+fn limit(value: &Value) -> u64 {
+    if value.is_null() { u64::MAX } else { amount(Quantity::of_json(value).value()) }
+}
+
+fn amount(amount: i128) -> u64 {
+    u64::try_from(amount.max(0)).unwrap_or(u64::MAX)
+}
+
+fn request(pod: &Object) -> PodRequest {
+    let tree = pod.tree();
+    let usage = Usage::of_pod(tree);
+    PodRequest {
+        amounts: Amounts {
+            cpu_milli: amount(usage.cpu_milli),
+            memory_bytes: amount(usage.memory_bytes),
+            ephemeral_bytes: amount(ephemeral_storage(&tree["spec"])),
+            pods: amount(usage.pods),
+        },
+        node_selector: strings(&tree["spec"]["nodeSelector"]),
+        tolerations: list(&tree["spec"]["tolerations"]).iter().map(toleration).collect(),
+        owner: controller_uid(tree).map(Arc::from),
+    }
+}
+
+/// The disk a pod asks for, counted as the store counts cpu and memory.
+fn ephemeral_storage(spec: &Value) -> i128 {
+    let of = |container: &Value| {
+        let resources = &container["resources"];
+        let asked = &resources["requests"]["ephemeral-storage"];
+        let asked = if asked.is_null() { &resources["limits"]["ephemeral-storage"] } else { asked };
+        Quantity::of_json(asked).value().max(0)
+    };
+    let (mut running, mut sidecars, mut peak) = (list(&spec["containers"]).iter().map(of).sum::<i128>(), 0, 0);
+    for init in list(&spec["initContainers"]) {
+        if init["restartPolicy"] == "Always" {
+            running += of(init);
+            sidecars += of(init);
+            peak = peak.max(sidecars);
+        } else {
+            peak = peak.max(sidecars + of(init));
+        }
+    }
+    running.max(peak)
+}
+
+fn strings(map: &Value) -> BTreeMap<String, String> {
+    map.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), text(value).to_owned())).collect()
+}
+
+fn effect(name: &Value) -> Option<Effect> {
+    match text(name) {
+        "NoSchedule" => Some(Effect::NoSchedule),
+        "PreferNoSchedule" => Some(Effect::PreferNoSchedule),
+        "NoExecute" => Some(Effect::NoExecute),
+        _ => None,
+    }
+}
+
+fn taint(taint: &Value) -> Option<Taint> {
+    let (key, value) = (text(&taint["key"]).to_owned(), text(&taint["value"]).to_owned());
+    Some(Taint { key, value, effect: effect(&taint["effect"])? })
+}
+
+fn toleration(toleration: &Value) -> Toleration {
+    Toleration {
+        key: text(&toleration["key"]).to_owned(),
+        operator: if toleration["operator"] == "Exists" {
+            TolerationOperator::Exists
+        } else {
+            TolerationOperator::Equal
+        },
+        value: text(&toleration["value"]).to_owned(),
+        effect: effect(&toleration["effect"]),
+    }
 }

@@ -42,6 +42,8 @@ pub struct View {
     pub(crate) by_node: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
     /// Objects by the uids of their owners.
     pub(crate) by_owner: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
+    /// Objects with a `metadata.deletionTimestamp`; the word is empty.
+    pub(crate) going: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
     /// What the pods of each node ask for together.
     pub(crate) usage: imbl::OrdMap<Arc<str>, Usage>,
 }
@@ -97,6 +99,16 @@ impl View {
     /// The objects whose `metadata.ownerReferences` name this uid.
     pub fn owned_by<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
         indexed(&self.by_owner, uid)
+    }
+
+    /// Every object that has owners, with the uid of one of them; by uid, so that an owner's objects stand together.
+    pub fn owned(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Object>)> {
+        self.by_owner.iter().map(|((uid, _), object)| (uid, object))
+    }
+
+    /// Every object that is on its way out.
+    pub fn going(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.going.iter().map(|(_, object)| object)
     }
 
     /// Every object, in key order.
@@ -160,6 +172,7 @@ impl View {
         match index {
             Index::Node => &mut self.by_node,
             Index::Owner => &mut self.by_owner,
+            Index::Going => &mut self.going,
         }
     }
 }
@@ -168,6 +181,7 @@ impl View {
 enum Index {
     Node,
     Owner,
+    Going,
 }
 
 /// Under which words of which index an object stands.
@@ -179,6 +193,9 @@ fn indexes(key: &Key, tree: &Value) -> Vec<(Index, Arc<str>)> {
         .collect();
     if &*key.resource == "pods" && !text(&tree["spec"]["nodeName"]).is_empty() {
         found.push((Index::Node, Arc::from(text(&tree["spec"]["nodeName"]))));
+    }
+    if !tree["metadata"]["deletionTimestamp"].is_null() {
+        found.push((Index::Going, Arc::from("")));
     }
     found
 }

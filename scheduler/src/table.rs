@@ -1,0 +1,191 @@
+//! Nodes as columns: what a scan reads stands together, and what many pods ask of labels and taints is worked out once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::request::tolerated;
+use crate::{Amounts, Effect, NodeState, PodRequest, Taint};
+
+/// Bits of the packed key for a node's place by name: more nodes than this are not told apart in ties.
+const PLACE_BITS: u32 = 20;
+/// Bits for the score.
+const SCORE_BITS: u32 = 12;
+/// Bits for the number of replicas.
+const REPLICA_BITS: u32 = 24;
+
+/// One set of taints that some nodes have.
+struct TaintClass {
+    taints: Vec<Taint>,
+}
+
+/// What one group of pods thinks of each class of taints.
+#[derive(Debug, Clone, Copy)]
+struct Opinion {
+    blocked: bool,
+    /// How many taints would rather have the pod elsewhere.
+    avoided: u64,
+}
+
+/// The columns. An index is a node's index in the list it was made from.
+pub(crate) struct Table<'a> {
+    nodes: &'a [NodeState],
+    /// Cordoned and not-ready nodes are closed to all.
+    open: Vec<bool>,
+    free_cpu: Vec<u64>,
+    free_memory: Vec<u64>,
+    free_ephemeral: Vec<u64>,
+    free_pods: Vec<u64>,
+    /// A node's place in the order of names, counted from the end: the larger wins a tie.
+    place: Vec<u64>,
+    class: Vec<u32>,
+    classes: Vec<TaintClass>,
+    /// Which nodes have a label.
+    labels: HashMap<(String, String), Vec<bool>>,
+    /// Replicas of owners on nodes, those of this plan included.
+    owners: HashMap<Arc<str>, HashMap<usize, u32>>,
+}
+
+/// One group of pods that ask the same, against all nodes.
+pub(crate) struct Group<'a> {
+    request: &'a PodRequest,
+    opinions: Vec<Opinion>,
+    matching: Vec<Vec<bool>>,
+    replicas: HashMap<usize, u32>,
+}
+
+impl<'a> Table<'a> {
+    pub fn new(nodes: &'a [NodeState]) -> Self {
+        let free: Vec<Amounts> = nodes.iter().map(|node| node.allocatable.minus(node.used)).collect();
+        let mut by_name: Vec<usize> = (0..nodes.len()).collect();
+        by_name.sort_by(|left, right| nodes[*left].name.cmp(&nodes[*right].name));
+        let mut place = vec![0; nodes.len()];
+        for (rank, &index) in by_name.iter().enumerate() {
+            place[index] = ((1_u64 << PLACE_BITS) - 1).saturating_sub(rank as u64);
+        }
+        let mut known: BTreeMap<&[Taint], u32> = BTreeMap::new();
+        let mut classes = Vec::new();
+        let class = nodes.iter().map(|node| {
+            *known.entry(&node.taints).or_insert_with(|| {
+                classes.push(TaintClass { taints: node.taints.clone() });
+                u32::try_from(classes.len() - 1).unwrap_or(u32::MAX)
+            })
+        });
+        let class = class.collect();
+        let mut owners: HashMap<Arc<str>, HashMap<usize, u32>> = HashMap::new();
+        for (index, node) in nodes.iter().enumerate() {
+            for (owner, count) in &node.owners {
+                owners.entry(owner.clone()).or_default().insert(index, *count);
+            }
+        }
+        Self {
+            nodes,
+            open: nodes.iter().map(|node| node.ready && !node.unschedulable).collect(),
+            free_cpu: free.iter().map(|free| free.cpu_milli).collect(),
+            free_memory: free.iter().map(|free| free.memory_bytes).collect(),
+            free_ephemeral: free.iter().map(|free| free.ephemeral_bytes).collect(),
+            free_pods: free.iter().map(|free| free.pods).collect(),
+            place,
+            class,
+            classes,
+            labels: HashMap::new(),
+            owners,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn node(&self, index: usize) -> &'a NodeState {
+        &self.nodes[index]
+    }
+
+    pub fn free(&self, index: usize) -> Amounts {
+        Amounts {
+            cpu_milli: self.free_cpu[index],
+            memory_bytes: self.free_memory[index],
+            ephemeral_bytes: self.free_ephemeral[index],
+            pods: self.free_pods[index],
+        }
+    }
+
+    /// Works out what a group thinks of labels and taints.
+    pub fn group<'b>(&mut self, request: &'b PodRequest) -> Group<'b> {
+        let opinions = self.classes.iter().map(|class| opinion(&class.taints, request)).collect();
+        let matching = request
+            .node_selector
+            .iter()
+            .map(|(key, value)| {
+                let nodes = self.nodes;
+                self.labels
+                    .entry((key.clone(), value.clone()))
+                    .or_insert_with(|| nodes.iter().map(|node| node.labels.get(key) == Some(value)).collect())
+                    .clone()
+            })
+            .collect();
+        let replicas = request.owner.as_ref().and_then(|owner| self.owners.get(owner)).cloned().unwrap_or_default();
+        Group { request, opinions, matching, replicas }
+    }
+
+    /// How good a node is for a pod of the group; larger is better, 0 means it does not fit. From the highest bits: few
+    /// taints that would rather not, few replicas of the same owner, free and balanced resources, the name.
+    pub fn key(&self, group: &Group<'_>, index: usize) -> u64 {
+        let asked = &group.request.amounts;
+        let opinion = group.opinions[self.class[index] as usize];
+        let fits = self.open[index]
+            && !opinion.blocked
+            && asked.cpu_milli <= self.free_cpu[index]
+            && asked.memory_bytes <= self.free_memory[index]
+            && asked.ephemeral_bytes <= self.free_ephemeral[index]
+            && asked.pods <= self.free_pods[index]
+            && group.matching.iter().all(|has| has[index]);
+        if !fits {
+            return 0;
+        }
+        let replicas = if group.replicas.is_empty() { 0 } else { group.replicas.get(&index).copied().unwrap_or(0) };
+        let most = (1_u64 << REPLICA_BITS) - 1;
+        // 254, not 255: a node that fits never has the key 0.
+        let avoided = 255 - opinion.avoided.min(254);
+        (avoided << (REPLICA_BITS + SCORE_BITS + PLACE_BITS))
+            | ((most - u64::from(replicas).min(most)) << (SCORE_BITS + PLACE_BITS))
+            | (self.score(asked, index) << PLACE_BITS)
+            | self.place[index]
+    }
+
+    /// 0 to 4,000: thousandths of cpu, memory and pods that stay free, and how evenly cpu and memory are used.
+    fn score(&self, asked: &Amounts, index: usize) -> u64 {
+        let room = &self.nodes[index].allocatable;
+        let cpu = thousandths(self.free_cpu[index] - asked.cpu_milli, room.cpu_milli);
+        let memory = thousandths(self.free_memory[index] - asked.memory_bytes, room.memory_bytes);
+        let left = self.free_pods[index] - asked.pods;
+        // A node that sets no limit is judged by how many pods it has.
+        let pods =
+            if room.pods == u64::MAX { 1000 - (room.pods - left).min(1000) } else { thousandths(left, room.pods) };
+        cpu + memory + pods + (1000 - cpu.abs_diff(memory))
+    }
+
+    /// Puts a pod of the group on a node.
+    pub fn place(&mut self, group: &mut Group<'_>, index: usize) {
+        let asked = &group.request.amounts;
+        self.free_cpu[index] -= asked.cpu_milli;
+        self.free_memory[index] -= asked.memory_bytes;
+        self.free_ephemeral[index] -= asked.ephemeral_bytes;
+        self.free_pods[index] -= asked.pods;
+        if let Some(owner) = &group.request.owner {
+            *group.replicas.entry(index).or_default() += 1;
+            *self.owners.entry(owner.clone()).or_default().entry(index).or_default() += 1;
+        }
+    }
+}
+
+fn thousandths(part: u64, whole: u64) -> u64 {
+    part.saturating_mul(1000).checked_div(whole).unwrap_or(0).min(1000)
+}
+
+fn opinion(taints: &[Taint], request: &PodRequest) -> Opinion {
+    let untolerated = || taints.iter().filter(|taint| !tolerated(&request.tolerations, taint));
+    Opinion {
+        blocked: untolerated().any(|taint| taint.effect != Effect::PreferNoSchedule),
+        avoided: untolerated().filter(|taint| taint.effect == Effect::PreferNoSchedule).count() as u64,
+    }
+}
