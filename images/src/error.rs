@@ -1,7 +1,7 @@
 //! What can go wrong with an image, in words a user can act on.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_base::Digest;
 
@@ -121,8 +121,8 @@ impl ImageError {
         }
     }
 
-    pub(crate) fn disk(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
+    pub(crate) fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
         move |source| Self::Disk { action, path, source }
     }
 

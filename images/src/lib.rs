@@ -7,12 +7,20 @@
 #![forbid(unsafe_code)]
 
 pub mod builder;
+mod disk;
 mod error;
+mod extract;
+mod fixup;
+mod import;
+mod index;
+mod locks;
+mod manifest;
 mod platform;
 mod progress;
 mod reference;
 pub mod registry;
 mod store;
+mod unpack;
 
 pub use error::ImageError;
 pub use platform::Platform;

@@ -48,7 +48,8 @@ impl Platform {
                 return Some(0);
             }
             // `v9.2` counts as 9002, `v8` as 8000.
-            let (major, minor) = variant.strip_prefix('v')?.split_once('.').unwrap_or((variant.strip_prefix('v')?, "0"));
+            let (major, minor) =
+                variant.strip_prefix('v')?.split_once('.').unwrap_or((variant.strip_prefix('v')?, "0"));
             Some(major.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(minor.parse::<u32>().ok()?)?)
         };
         let (mine, theirs) = (level(self)?, level(offered)?);
@@ -86,14 +87,22 @@ mod tests {
     /// Which of `offered` would be taken on `here`.
     fn best<'a>(here: &str, offered: &[&'a str]) -> Option<&'a str> {
         let here = platform(here);
-        offered.iter().copied().filter_map(|text| here.rank(&platform(text)).map(|rank| (rank, text))).min().map(|(_, text)| text)
+        offered
+            .iter()
+            .copied()
+            .filter_map(|text| here.rank(&platform(text)).map(|rank| (rank, text)))
+            .min()
+            .map(|(_, text)| text)
     }
 
     #[test]
     fn the_nearest_older_variant_wins() {
         assert_eq!(best("linux/amd64", &["linux/arm64", "linux/386", "linux/amd64"]), Some("linux/amd64"));
         assert_eq!(best("linux/amd64", &["linux/arm64", "linux/386"]), Some("linux/386"));
-        assert_eq!(best("linux/amd64/v3", &["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"]), Some("linux/amd64/v2"));
+        assert_eq!(
+            best("linux/amd64/v3", &["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"]),
+            Some("linux/amd64/v2")
+        );
         assert_eq!(best("linux/amd64", &["linux/amd64/v2"]), None);
         assert_eq!(best("linux/arm64/v8", &["linux/arm/v7", "linux/arm64"]), Some("linux/arm64"));
         assert_eq!(best("linux/arm64/v8", &["linux/arm/v6", "linux/arm/v7"]), Some("linux/arm/v7"));

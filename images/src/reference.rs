@@ -92,7 +92,9 @@ impl FromStr for Reference {
         if let Some(tag) = tag
             && !is_tag(tag)
         {
-            return Err(bad("a tag has 1 to 128 characters of letters, digits, `_`, `.`, `-` and begins with none of the last two"));
+            return Err(bad(
+                "a tag has 1 to 128 characters of letters, digits, `_`, `.`, `-` and begins with none of the last two",
+            ));
         }
         let (registry, path) = match name.split_once('/') {
             Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (first, path),
@@ -103,7 +105,11 @@ impl FromStr for Reference {
         if !is_host(registry) {
             return Err(bad("the part before the first slash is not a host with an optional port"));
         }
-        let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+        let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path.to_owned()
+        };
         if let Some(part) = repository.split('/').find(|part| !is_component(part)) {
             let hint = if part.bytes().any(|byte| byte.is_ascii_uppercase()) { "; it must be lower case" } else { "" };
             return Err(bad(&format!("`{part}` is not a part of a repository's name{hint}")));
@@ -174,8 +180,9 @@ fn is_host(text: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0))
-        && host.split('.').all(label)
+    port.is_none_or(|port| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    }) && host.split('.').all(label)
 }
 
 #[cfg(test)]
@@ -217,7 +224,7 @@ mod tests {
             (&format!("nginx:{}", "a".repeat(129)), "tag"),
             ("nginx@sha256:abc", "hexadecimal"),
             ("nginx@md5:abc", "algorithm"),
-            ("../etc/passwd", "part of"),
+            ("../etc/passwd", "host"),
             ("a.b/../c", "part of"),
             ("a.b//c", "part of"),
             ("a.b/c/", "part of"),

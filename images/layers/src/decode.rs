@@ -119,15 +119,38 @@ impl<R: Read> Decoder<R> {
     /// Reads whatever is left, of the tar and of the blob behind it, and tells the blob's digest.
     pub fn finish(mut self) -> io::Result<Compressed> {
         io::copy(&mut self, &mut io::sink())?;
+        self.into_raw().drain()
+    }
+
+    /// Gives up decoding; the blob's digest can still be had.
+    pub fn into_raw(self) -> Raw<R> {
         let format = self.format();
-        let mut source = match self.stage {
+        let source = match self.stage {
             Stage::Tar(source) => source,
             Stage::Gzip(decoder) => decoder.into_inner().into_inner(),
             Stage::Zstd(decoder) => decoder.finish().into_inner(),
         };
-        io::copy(&mut source, &mut io::sink())?;
-        let (digest, bytes) = source.into_inner().1.finish();
-        Ok(Compressed { digest, bytes, format })
+        Raw { hashing: source.into_inner().1, format }
+    }
+}
+
+/// What is left of a blob that is not decoded any further.
+pub struct Raw<R> {
+    hashing: Hashing<R>,
+    format: Format,
+}
+
+impl<R: Read> Raw<R> {
+    /// The reader below.
+    pub fn get_mut(&mut self) -> &mut R {
+        self.hashing.get_mut()
+    }
+
+    /// Reads the blob to its end and tells its digest.
+    pub fn drain(mut self) -> io::Result<Compressed> {
+        io::copy(&mut self.hashing, &mut io::sink())?;
+        let (digest, bytes) = self.hashing.finish();
+        Ok(Compressed { digest, bytes, format: self.format })
     }
 }
 

@@ -24,6 +24,11 @@ impl<R> Hashing<R> {
         self.bytes
     }
 
+    /// The reader below.
+    pub fn get_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
     /// The digest of everything that passed, and how much it was.
     pub fn finish(self) -> (Digest, u64) {
         (Digest::from_sha256(&self.hash.finalize().into()), self.bytes)

@@ -13,7 +13,7 @@ mod path;
 mod pax;
 mod walk;
 
-pub use decode::{Compressed, DecodeError, Decoder, Format};
+pub use decode::{Compressed, DecodeError, Decoder, Format, Raw};
 pub use entry::{Entry, Kind, Meta, Sink, Time};
 pub use hash::Hashing;
 pub use path::{LayerPath, PathError};

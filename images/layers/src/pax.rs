@@ -53,7 +53,8 @@ impl Extended {
         if value.len() > limits.xattr_bytes {
             return Err(Rule::XattrSize(limits.xattr_bytes));
         }
-        let wanted = name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
+        let wanted =
+            name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
         if !wanted {
             return Ok(());
         }

@@ -1,0 +1,390 @@
+//! Puts a layer's entries into a directory, never leaving it: every operation is relative to a descriptor of the layer's root
+//! and the kernel resolves names under it (`openat2` with `RESOLVE_IN_ROOT`), so that a link inside the layer, absolute or
+//! not, stays inside. Whiteouts become what overlayfs reads: a character device 0:0, and `trusted.overlay.opaque`.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use coracle_layers::{Entry, Kind, LayerPath, Meta, Sink, Time};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+/// Why an entry cannot be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum ExtractError {
+    /// The disk refused.
+    #[error("cannot {action}")]
+    Disk {
+        /// Doing what.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A parent is a file, or a link to nothing.
+    #[error("its parent `{0}` is not a directory in this layer")]
+    Parent(String),
+    /// A hard link to what this layer does not have.
+    #[error("it is a hard link to {0}, which is no file of this layer")]
+    Hardlink(String),
+}
+
+fn disk(action: &'static str) -> impl Fn(Errno) -> ExtractError {
+    move |source| ExtractError::Disk { action, source: source.into() }
+}
+
+/// What was put on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Extracted {
+    /// Bytes of files.
+    pub bytes: u64,
+    /// Directories that some entry needed and none described: their attributes must come from the layers below.
+    pub implicit: BTreeSet<LayerPath>,
+    /// The layer hides everything below it.
+    pub opaque_root: bool,
+    /// Device nodes left out: a container has its own `/dev`, and a node elsewhere would be a door to the host's disks.
+    pub devices: u64,
+    /// Extended attributes the file system does not take.
+    pub xattrs: u64,
+}
+
+const BUFFER: usize = 128 << 10;
+const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// The sink that writes to disk.
+pub struct Extractor {
+    root: Arc<OwnedFd>,
+    /// The directory of the entry before, most likely also of the next.
+    parent: Option<(Vec<u8>, Arc<OwnedFd>)>,
+    /// Set last: whatever is put into a directory changes its time.
+    times: HashMap<LayerPath, Time>,
+    found: Extracted,
+    buffer: Vec<u8>,
+}
+
+impl Extractor {
+    /// Into the empty directory `dir`.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        let root = rustix::fs::openat(CWD, dir, DIRECTORY, Mode::empty())?;
+        Ok(Self {
+            root: Arc::new(root),
+            parent: None,
+            times: HashMap::new(),
+            found: Extracted::default(),
+            buffer: vec![0; BUFFER],
+        })
+    }
+
+    /// Sets the directories' times and brings everything to the disk.
+    pub fn finish(mut self) -> io::Result<Extracted> {
+        for (path, time) in std::mem::take(&mut self.times) {
+            match self.resolve(path.as_bytes()) {
+                Ok(directory) => rustix::fs::futimens(&directory, &times(time))?,
+                // Replaced by a later entry.
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // One call for the whole layer: it waits for the file system, not for each of its files.
+        rustix::fs::syncfs(&self.root)?;
+        Ok(self.found)
+    }
+
+    /// Opens a directory of the layer; links on the way are followed inside the layer.
+    fn resolve(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        let flags = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        // The kernel asks for a repetition when something moved meanwhile anywhere on the machine.
+        for _ in 0..128 {
+            match rustix::fs::openat2(&self.root, path, DIRECTORY, Mode::empty(), flags) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// The directory an entry goes into, made if it is not there.
+    fn directory(&mut self, path: &[u8]) -> Result<Arc<OwnedFd>, ExtractError> {
+        if path.is_empty() {
+            return Ok(self.root.clone());
+        }
+        if let Some((known, directory)) = &self.parent
+            && known == path
+        {
+            return Ok(directory.clone());
+        }
+        let directory = match self.resolve(path) {
+            Ok(directory) => Arc::new(directory),
+            Err(Errno::NOENT | Errno::NOTDIR) => self.make(path)?,
+            Err(error) => return Err(disk("open its directory")(error)),
+        };
+        self.parent = Some((path.to_vec(), directory.clone()));
+        Ok(directory)
+    }
+
+    /// Makes what is missing of a directory path.
+    fn make(&mut self, path: &[u8]) -> Result<Arc<OwnedFd>, ExtractError> {
+        let mut above = self.root.clone();
+        let mut end = 0;
+        for part in path.split(|byte| *byte == b'/') {
+            end += part.len() + usize::from(end > 0);
+            let so_far = &path[..end];
+            let opened = match self.resolve(so_far) {
+                Ok(directory) => directory,
+                Err(Errno::NOENT | Errno::NOTDIR) => {
+                    let hidden = is_whiteout(&above, part);
+                    if hidden {
+                        rustix::fs::unlinkat(&above, part, AtFlags::empty()).map_err(disk("replace a whiteout"))?;
+                    }
+                    match rustix::fs::mkdirat(&above, part, Mode::from_raw_mode(0o755)) {
+                        // A file, or a link that leads nowhere.
+                        Err(Errno::EXIST) => return Err(ExtractError::Parent(so_far.escape_ascii().to_string())),
+                        other => other.map_err(disk("make its directory"))?,
+                    }
+                    let directory = open_here(&above, part).map_err(disk("open its directory"))?;
+                    // Neither this process' mask nor a set-group-id parent may decide.
+                    rustix::fs::fchown(&directory, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(disk("set an owner"))?;
+                    rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o755)).map_err(disk("set a mode"))?;
+                    if hidden {
+                        set_opaque(&directory)?;
+                    }
+                    if let Ok(implicit) = LayerPath::parse(so_far, usize::MAX, usize::MAX) {
+                        self.found.implicit.insert(implicit);
+                    }
+                    directory
+                }
+                Err(error) => return Err(disk("open its directory")(error)),
+            };
+            above = Arc::new(opened);
+        }
+        Ok(above)
+    }
+
+    /// Runs `create`; when something has the name already, removes it and tries once more.
+    fn replace<T>(
+        &mut self,
+        parent: &OwnedFd,
+        name: &[u8],
+        action: &'static str,
+        create: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, ExtractError> {
+        match create() {
+            Err(Errno::EXIST) => {}
+            other => return other.map_err(disk(action)),
+        }
+        // What was known by path may be gone after this.
+        self.parent = None;
+        remove(parent.as_fd(), name).map_err(disk("replace an earlier entry of the same name"))?;
+        create().map_err(disk(action))
+    }
+
+    fn put_directory(&mut self, entry: &Entry) -> Result<(), ExtractError> {
+        self.found.implicit.remove(&entry.path);
+        self.times.insert(entry.path.clone(), entry.meta.mtime);
+        let Some((above, name)) = entry.path.split() else {
+            let root = self.root.clone();
+            return self.attributes(&root, &entry.meta);
+        };
+        let parent = self.directory(above)?;
+        let mut hidden = false;
+        let made = rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700));
+        match made {
+            Ok(()) => {}
+            Err(Errno::EXIST) if is_directory(&parent, name) => {}
+            Err(Errno::EXIST) => {
+                hidden = is_whiteout(&parent, name);
+                self.replace(&parent, name, "make a directory", || {
+                    rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))
+                })?;
+            }
+            Err(error) => return Err(disk("make a directory")(error)),
+        }
+        let directory = open_here(&parent, name).map_err(disk("open a directory"))?;
+        self.attributes(&directory, &entry.meta)?;
+        if hidden {
+            set_opaque(&directory)?;
+        }
+        self.parent = Some((entry.path.as_bytes().to_vec(), Arc::new(directory)));
+        Ok(())
+    }
+
+    fn put_file(
+        &mut self,
+        entry: &Entry,
+        parent: &OwnedFd,
+        name: &[u8],
+        data: &mut dyn Read,
+    ) -> Result<(), ExtractError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = self.replace(parent, name, "make a file", || {
+            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
+        })?;
+        let mut file = std::fs::File::from(file);
+        let fail = |action| move |source| ExtractError::Disk { action, source };
+        loop {
+            let count = match data.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(fail("read its contents")(error)),
+            };
+            file.write_all(&self.buffer[..count]).map_err(fail("write its contents"))?;
+            self.found.bytes += count as u64;
+        }
+        let file = OwnedFd::from(file);
+        self.attributes(&file, &entry.meta)?;
+        rustix::fs::futimens(&file, &times(entry.meta.mtime)).map_err(disk("set its time"))
+    }
+
+    fn put_hardlink(&mut self, parent: &OwnedFd, name: &[u8], target: &LayerPath) -> Result<(), ExtractError> {
+        let missing = || ExtractError::Hardlink(target.to_string());
+        let (above, last) = target.split().ok_or_else(missing)?;
+        let from = match self.resolve(above) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(missing()),
+            Err(error) => return Err(disk("open its target's directory")(error)),
+        };
+        if is_directory(&from, last) || is_whiteout(&from, last) {
+            return Err(missing());
+        }
+        // Without AT_SYMLINK_FOLLOW a link to a symbolic link is one more name of the link itself (CVE-2021-32760).
+        let made = self.replace(parent, name, "make a hard link", || {
+            rustix::fs::linkat(&from, last, parent, name, AtFlags::empty())
+        });
+        match made {
+            Err(ExtractError::Disk { source, .. }) if source.kind() == io::ErrorKind::NotFound => Err(missing()),
+            other => other,
+        }
+    }
+
+    /// A layer's own files are not hidden by its own whiteouts, in whichever order they come.
+    fn put_whiteout(&mut self, parent: &OwnedFd, name: &[u8]) -> Result<(), ExtractError> {
+        match rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0) {
+            Err(Errno::EXIST) => {}
+            other => return other.map_err(disk("make a whiteout")),
+        }
+        if is_directory(parent, name) {
+            let directory = open_here(parent, name).map_err(disk("open a directory"))?;
+            set_opaque(&directory)?;
+        }
+        Ok(())
+    }
+
+    /// Owner before mode, since a change of owner clears setuid; attributes between, since it clears capabilities too.
+    fn attributes(&mut self, file: &OwnedFd, meta: &Meta) -> Result<(), ExtractError> {
+        rustix::fs::fchown(file, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))
+            .map_err(disk("set its owner"))?;
+        for (name, value) in &meta.xattrs {
+            match rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
+                Err(Errno::NOTSUP | Errno::INVAL | Errno::PERM) => self.found.xattrs += 1,
+                other => other.map_err(disk("set an extended attribute"))?,
+            }
+        }
+        rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode)).map_err(disk("set its mode"))
+    }
+}
+
+impl Sink for Extractor {
+    type Error = ExtractError;
+
+    fn entry(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<(), ExtractError> {
+        match &entry.kind {
+            Kind::Directory => return self.put_directory(entry),
+            Kind::Opaque if entry.path.is_root() => {
+                // overlayfs asks no root for this; the image leaves out the layers below instead.
+                self.found.opaque_root = true;
+                return Ok(());
+            }
+            Kind::Opaque => {
+                let directory = self.directory(entry.path.as_bytes())?;
+                return set_opaque(&directory);
+            }
+            _ => {}
+        }
+        let Some((above, name)) = entry.path.split() else {
+            return Err(ExtractError::Parent(String::new()));
+        };
+        let parent = self.directory(above)?;
+        match &entry.kind {
+            Kind::File { .. } => self.put_file(entry, &parent, name, data),
+            Kind::Symlink { target } => {
+                self.replace(&parent, name, "make a symbolic link", || {
+                    rustix::fs::symlinkat(target.as_slice(), &parent, name)
+                })?;
+                own(&parent, name, &entry.meta)?;
+                rustix::fs::utimensat(&parent, name, &times(entry.meta.mtime), AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(disk("set its time"))
+            }
+            Kind::Hardlink { target } => self.put_hardlink(&parent, name, target),
+            Kind::Fifo => {
+                self.replace(&parent, name, "make a named pipe", || {
+                    rustix::fs::mknodat(&parent, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+                })?;
+                own(&parent, name, &entry.meta)?;
+                rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(entry.meta.mode), AtFlags::empty())
+                    .map_err(disk("set its mode"))
+            }
+            Kind::Whiteout => self.put_whiteout(&parent, name),
+            Kind::Character { .. } | Kind::Block { .. } => {
+                self.found.devices += 1;
+                Ok(())
+            }
+            Kind::Directory | Kind::Opaque => Ok(()),
+        }
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+fn open_here(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+}
+
+fn own(parent: &OwnedFd, name: &[u8], meta: &Meta) -> Result<(), ExtractError> {
+    let (uid, gid) = (Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)));
+    rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(disk("set its owner"))
+}
+
+fn set_opaque(directory: &OwnedFd) -> Result<(), ExtractError> {
+    rustix::fs::fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty()).map_err(disk("mark a directory opaque"))
+}
+
+fn kind_of(parent: &OwnedFd, name: &[u8]) -> Option<(FileType, u64)> {
+    let found = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Some((FileType::from_raw_mode(found.st_mode), found.st_rdev))
+}
+
+fn is_directory(parent: &OwnedFd, name: &[u8]) -> bool {
+    matches!(kind_of(parent, name), Some((FileType::Directory, _)))
+}
+
+fn is_whiteout(parent: &OwnedFd, name: &[u8]) -> bool {
+    matches!(kind_of(parent, name), Some((FileType::CharacterDevice, 0)))
+}
+
+fn times(time: Time) -> Timestamps {
+    // Numbers no file system has are cut by the kernel; these would be refused before that.
+    let time = Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanoseconds.min(999_999_999)) };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Removes a file or a whole tree without following anything.
+fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        other => return other,
+    }
+    let directory = open_here(parent, name)?;
+    for entry in Dir::read_from(&directory)? {
+        let entry = entry?;
+        let inside = entry.file_name().to_bytes();
+        if inside != b"." && inside != b".." {
+            remove(directory.as_fd(), inside)?;
+        }
+    }
+    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
