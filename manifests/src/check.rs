@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use coracle_base::nearest;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::kinds::Kind;
 use crate::problem::{Problem, Reason, bounded};
@@ -16,6 +16,8 @@ pub struct Found {
     pub problems: Vec<Problem>,
     /// Accepted without effect.
     pub warnings: Vec<String>,
+    /// The objects around the one that is looked at: their types and paths.
+    above: Vec<(String, String)>,
 }
 
 /// Problems of an object of `kind`.
@@ -125,12 +127,17 @@ fn named(type_name: &str, value: &Value, path: &str, found: &mut Found) {
         found.problems.push(wrong_type(path, "an object", value));
         return;
     };
+    found.above.push((type_name.to_owned(), path.to_owned()));
+    fields(type_name, map, path, found);
+    found.above.pop();
+}
+
+fn fields(type_name: &str, map: &Map<String, Value>, path: &str, found: &mut Found) {
     for (key, value) in map {
         let path = join(path, key);
         let Some(field) = schema::field(type_name, key) else {
-            let names = schema::fields(type_name).unwrap_or_default().iter().map(|field| field.name.as_str());
             let mut problem = Problem::new(path, Reason::Unknown, format!("unknown field `{}`", shown(key)));
-            if let Some(near) = nearest(key, names) {
+            if let Some(near) = meant(type_name, key, found) {
                 problem = problem.hint(format!("did you mean `{near}`?"));
             }
             found.problems.push(problem);
@@ -193,6 +200,41 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
         _ => None,
     }
+}
+
+/// What an unknown field may have been meant to be: a field of this object with a like name, or one of that name in an object
+/// below or above it, where wrong indentation would have put it.
+fn meant(type_name: &str, key: &str, found: &Found) -> Option<String> {
+    let names = schema::fields(type_name).unwrap_or_default().iter().map(|field| field.name.as_str());
+    if let Some(near) = nearest(key, names) {
+        return Some(near.to_owned());
+    }
+    let below = below(type_name, key, 3);
+    below.or_else(|| {
+        let (_, path) = found.above.iter().rev().find(|(above, _)| schema::field(above, key).is_some())?;
+        Some(join(path, key))
+    })
+}
+
+fn below(type_name: &str, key: &str, levels: usize) -> Option<String> {
+    let inner = |field: &'static Field| match &field.typ {
+        Type::Named(name) => Some((name, format!("{}.", field.name))),
+        Type::List(item) => match &**item {
+            Type::Named(name) => Some((name, format!("{}[].", field.name))),
+            _ => None,
+        },
+        _ => None,
+    };
+    let children = || {
+        let fields = schema::fields(type_name).unwrap_or_default();
+        fields.iter().filter(|field| field.support == Support::Yes).filter_map(inner)
+    };
+    if levels == 0 {
+        return None;
+    }
+    let here = children().find(|(name, _)| schema::field(name, key).is_some_and(|field| field.support == Support::Yes));
+    here.map(|(_, path)| format!("{path}{key}"))
+        .or_else(|| children().find_map(|(name, path)| Some(format!("{path}{}", below(name, key, levels - 1)?))))
 }
 
 /// A key a stranger chose, cut to what a line holds.
@@ -355,6 +397,20 @@ mod tests {
     fn pod(spec: &str) -> Found {
         let spec: Value = serde_json::from_str(spec).unwrap();
         all("Pod", &json!({"spec": spec}))
+    }
+
+    #[test]
+    fn an_unknown_field_may_belong_elsewhere() {
+        let hint = |spec: Value| {
+            let found = all("Deployment", &json!({"spec": spec}));
+            found.problems[0].hint.clone().unwrap_or_default()
+        };
+        let pod = |spec: Value| json!({"template": {"spec": spec}});
+        assert_eq!(hint(pod(json!({"env": []}))), "did you mean `containers[].env`?");
+        assert_eq!(hint(json!({"containers": []})), "did you mean `template.spec.containers`?");
+        assert_eq!(hint(pod(json!({"containers": [{"volumes": []}]}))), "did you mean `spec.template.spec.volumes`?");
+        assert_eq!(hint(pod(json!({"containers": [{"livenesProbe": {}}]}))), "did you mean `livenessProbe`?");
+        assert_eq!(hint(json!({"serviceName": "x"})), "");
     }
 
     /// What is said about a field of a pod: `-` nothing, `!` refused, `~` a warning.

@@ -82,12 +82,45 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.path.is_empty() {
-            write!(out, "{}: ", self.path)?;
+            plain(out, &self.path)?;
+            out.write_str(": ")?;
         }
-        out.write_str(&self.message)?;
+        plain(out, &self.message)?;
         if let Some(hint) = &self.hint {
-            write!(out, " ({hint})")?;
+            out.write_str(" (")?;
+            plain(out, hint)?;
+            out.write_str(")")?;
         }
         Ok(())
+    }
+}
+
+/// Keys and values of strangers are quoted in problems: what would move a terminal's cursor is written out.
+fn plain(out: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for char in text.chars() {
+        if char.is_control() {
+            write!(out, "{}", char.escape_default())?;
+        } else {
+            write!(out, "{char}")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_one_plain_line() {
+        let problem = Problem::new("a.\u{1b}[2J", Reason::Invalid, "x\ny").hint("z\r");
+        assert_eq!(problem.to_string(), "a.\\u{1b}[2J: x\\ny (z\\r)");
+    }
+
+    #[test]
+    fn many_problems_end_with_a_count() {
+        let many = vec![Problem::new("a", Reason::Unknown, "b"); MOST_PROBLEMS + 5];
+        let kept = bounded(many);
+        assert_eq!((kept.len(), kept[MOST_PROBLEMS].message.as_str()), (MOST_PROBLEMS + 1, "and 5 more problems"));
     }
 }

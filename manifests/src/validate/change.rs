@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Found, create};
+use crate::default;
 use crate::kinds::Kind;
 use crate::problem::{Problem, Reason, bounded};
 use crate::view::{is_deleting, list, text};
@@ -36,7 +37,12 @@ pub fn update(kind: &Kind, old: &Value, new: &Value) -> Vec<Problem> {
                 }
             }
         }
-        "Pod" => found.pod_change(before, after),
+        "Pod" => {
+            // What a controller wrote lacks the defaults that the new object got on its way here.
+            let mut old = old.clone();
+            default::apply(kind, &mut old);
+            found.pod_change(&old["spec"], after);
+        }
         _ => {}
     }
     if matches!(kind.kind, "ConfigMap" | "Secret") && old["immutable"] == true {

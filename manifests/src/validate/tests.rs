@@ -332,6 +332,12 @@ fn services_secrets_nodes_and_the_rest() {
     assert!(problems("deploy", json!({"metadata": {"name": "a"}})).contains("spec.selector: this field is required"));
 }
 
+fn defaulted(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    crate::default::apply(by_word("pod").unwrap(), &mut pod);
+    pod
+}
+
 #[test]
 fn pods_change_little() {
     let kind = by_word("pod").unwrap();
@@ -352,6 +358,8 @@ fn pods_change_little() {
         let found: Vec<String> = update(kind, &old, &new).into_iter().map(|problem| problem.path).collect();
         assert_eq!(found, field.into_iter().collect::<Vec<_>>(), "{path} = {value}");
     }
+    let plain = full_pod();
+    assert!(update(kind, &plain, &defaulted(&plain)).is_empty(), "defaults are no change");
     let mut new = old.clone();
     new["spec"]["activeDeadlineSeconds"] = json!(10);
     assert!(update(kind, &old, &new).is_empty());
