@@ -1,8 +1,37 @@
-//! Assembly: opens what the agent stands on, starts its tasks, and hands out a handle.
+//! Assembly: opens what the agent stands on, starts its tasks, and hands out a handle. It only wires.
 
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_base::Digest;
 use coracle_daemon::DrainWatch;
+use coracle_images::{ImageError, ImageStore};
+use coracle_protocol::v1::LogRequest;
+use coracle_runtime::{Runtime, RuntimeConfig, RuntimeError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
+use crate::clock::AgentClock;
 use crate::config::AgentConfig;
+use crate::ledger::{Ledger, LedgerError, make_dir};
+use crate::node_status::{self, NodeFacts};
+use crate::outbox::Outbox;
+use crate::pods::Pods;
+use crate::pods::board::Board;
+use crate::pods::node::{HostResolver, Node, Paths, remove_tree};
+use crate::real::{NodeNetwork, RuntimeContainers, StoreImages};
+use crate::session::{Session, SessionState};
+use crate::tunnels::Tunnels;
+
+/// How often the node's status is looked at.
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// How often images that nobody needs are removed.
+const COLLECT_EVERY: Duration = Duration::from_secs(300);
+/// What the removal of links, cgroups and files may take after the pods have ended.
+const REMOVAL: Duration = Duration::from_secs(5);
 
 /// Why an agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -13,11 +42,23 @@ pub enum AgentError {
         /// `create`, `open`, `read`.
         action: &'static str,
         /// Which.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The system's word.
         #[source]
         source: std::io::Error,
     },
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The runtime.
+    #[error("the container runtime cannot be opened")]
+    Runtime(#[from] RuntimeError),
+    /// The image store.
+    #[error("the image store cannot be opened")]
+    Images(#[from] ImageError),
+    /// The program is going down.
+    #[error("the start was cut short by the end of the program")]
+    Stopped,
 }
 
 /// The node's agent. `Agent::start` is all there is to it; the rest is the handle.
@@ -38,7 +79,7 @@ pub struct PodSummary {
     /// The Ready condition.
     pub ready: bool,
     /// Its address, when it has one.
-    pub ip: Option<std::net::Ipv4Addr>,
+    pub ip: Option<Ipv4Addr>,
     /// Restarts of all its containers.
     pub restarts: u32,
     /// What it does or waits for, in words.
@@ -60,10 +101,25 @@ pub struct AgentStatus {
     pub pods: Vec<PodSummary>,
 }
 
-/// A running agent. Dropping it changes nothing: the drain ends the agent.
-#[derive(Debug, Clone)]
+/// A running agent. Cheap to clone. Dropping it changes nothing: the drain ends the agent.
+#[derive(Clone)]
 pub struct AgentHandle {
-    status: tokio::sync::watch::Receiver<std::sync::Arc<AgentStatus>>,
+    status: watch::Receiver<Arc<AgentStatus>>,
+    images: ImageStore,
+    pods: Pods,
+    network: NodeNetwork,
+    runtime: Runtime,
+    paths: Paths,
+    /// Ends the session alone.
+    session_end: CancellationToken,
+    /// Ends what keeps the network as it should be.
+    network_end: CancellationToken,
+}
+
+impl std::fmt::Debug for AgentHandle {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("AgentHandle").field("paths", &self.paths).finish_non_exhaustive()
+    }
 }
 
 impl Agent {
@@ -74,22 +130,219 @@ impl Agent {
     /// # Errors
     /// What the machine lacks, or a directory that cannot be used.
     pub async fn start(config: AgentConfig, drain: DrainWatch) -> Result<AgentHandle, AgentError> {
-        let (sender, status) = tokio::sync::watch::channel(std::sync::Arc::default());
-        drop((config, drain, sender));
-        std::future::ready(Ok(AgentHandle { status })).await
+        let clock = AgentClock::start();
+        let paths = Paths { data: config.data_dir.clone(), run: config.run_dir.clone() };
+        let ledger = Ledger::open(&paths.data, &paths.run, &drain)?;
+        for dir in [paths.run.join("agent"), paths.data.join("pods"), paths.logs()] {
+            make_dir(&dir)?;
+        }
+        let images = open_images(paths.data.join("images")).await?;
+        let runtime = Runtime::open(RuntimeConfig {
+            run_dir: paths.run.join("runtime"),
+            cgroup_name: config.cgroup_name.clone(),
+        })
+        .await?;
+        let network = NodeNetwork::new(config.network.clone(), config.dns_upstreams.clone(), clock);
+        let (session_end, network_end) = (drain.token().child_token(), drain.token().child_token());
+        // Names and Services answer from the ledger before any server is reachable.
+        let mut applied = None;
+        if let Err(error) = network.bring(&ledger.state(), &mut applied).await {
+            tracing::error!(error = coracle_base::one_line(&error), "the node's network does not stand yet");
+        }
+        drain.spawn(network.clone().keep(ledger.watch(), applied, network_end.clone()));
+
+        let facts = node_facts(&config);
+        let outbox = Arc::new(Outbox::default());
+        let board = Arc::new(Board::default());
+        let node = Arc::new(Node {
+            name: config.node_name.clone(),
+            clock,
+            paths: paths.clone(),
+            containers: Arc::new(RuntimeContainers::new(runtime.clone())),
+            images: Arc::new(StoreImages::new(images.clone())),
+            network: Arc::new(network.clone()),
+            state: ledger.watch(),
+            serving: network.serving(),
+            outbox: outbox.clone(),
+            host_ip: facts.ip,
+            cpu_milli: facts.cpu_milli,
+            memory_bytes: facts.memory_bytes,
+            resolver: HostResolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        });
+        let pods = Pods::start(node, board.clone(), &drain);
+        drain.spawn(node_status_loop(facts.clone(), paths.data.clone(), outbox.clone(), drain.token()));
+        drain.spawn(collect_images(images.clone(), board.clone(), drain.token()));
+
+        let session_state = watch::Sender::new(SessionState::default());
+        let status = status_page(board.clone(), session_state.subscribe(), ledger.watch(), &drain);
+        let session = Session {
+            node: config.node_name,
+            identity: config.identity,
+            servers: config.servers,
+            ledger,
+            outbox,
+            node_object: node_object(facts, paths.data.clone()),
+            tunnels: Tunnels::new(paths.logs(), running(board)),
+            state: session_state,
+        };
+        drain.spawn(session.run(session_end.clone()));
+        Ok(AgentHandle { status, images, pods, network, runtime, paths, session_end, network_end })
     }
 }
 
 impl AgentHandle {
     /// What the agent says of itself; changes wake the receiver.
     #[must_use]
-    pub fn status(&self) -> tokio::sync::watch::Receiver<std::sync::Arc<AgentStatus>> {
+    pub fn status(&self) -> watch::Receiver<Arc<AgentStatus>> {
         self.status.clone()
+    }
+
+    /// The images of this node.
+    #[must_use]
+    pub fn images(&self) -> &ImageStore {
+        &self.images
     }
 
     /// Stops every pod (within its grace, at most `within`), then removes links, tables, mounts and cgroups: `coracle down`.
     /// Returns what could not be removed, in words; empty = all is gone.
-    pub async fn remove_everything(&self, within: std::time::Duration) -> Vec<String> {
-        tokio::time::timeout(within, std::future::ready(Vec::new())).await.unwrap_or_default()
+    pub async fn remove_everything(&self, within: Duration) -> Vec<String> {
+        // The servers must not take the end of a node for the end of its pods.
+        self.session_end.cancel();
+        self.network.release_all();
+        let mut left = Vec::new();
+        let grace = within.saturating_sub(REMOVAL);
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        if tokio::time::timeout(within, self.pods.stop_all(grace_ms)).await.is_err() {
+            left.push("some pods did not end in time".to_owned());
+        }
+        self.network_end.cancel();
+        if let Err(error) = self.runtime.cleanup_all().await {
+            left.push(coracle_base::one_line(&error));
+        }
+        if let Err(error) = self.network.remove_all().await {
+            left.push(coracle_base::one_line(&error));
+        }
+        for dir in [self.paths.run.join("agent"), self.paths.run.join("runtime"), self.paths.data.join("pods")] {
+            if let Err(error) = remove_tree(&dir) {
+                left.push(format!("cannot remove {}: {error}", dir.display()));
+            }
+        }
+        left
     }
+}
+
+async fn open_images(dir: PathBuf) -> Result<ImageStore, AgentError> {
+    let opened = tokio::task::spawn_blocking(move || ImageStore::open(dir)).await;
+    Ok(opened.map_err(|_| AgentError::Stopped)??)
+}
+
+fn node_facts(config: &AgentConfig) -> NodeFacts {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    NodeFacts {
+        name: config.node_name.clone(),
+        ip: config.node_ip.unwrap_or_else(node_status::own_address),
+        cpu_milli: u64::try_from(cores).unwrap_or(1) * 1000,
+        memory_bytes: node_status::memory_bytes(),
+        max_pods: config.max_pods,
+        labels: config.labels.clone(),
+    }
+}
+
+fn node_object(facts: NodeFacts, data: PathBuf) -> Arc<dyn Fn() -> Vec<u8> + Send + Sync> {
+    Arc::new(move || serde_json::to_vec(&node_status::object(&facts, node_status::load(&data))).unwrap_or_default())
+}
+
+async fn node_status_loop(facts: NodeFacts, data: PathBuf, outbox: Arc<Outbox>, end: CancellationToken) {
+    loop {
+        tokio::select! {
+            // Cancel safe.
+            () = tokio::time::sleep(STATUS_EVERY) => {}
+            () = end.cancelled() => return,
+        }
+        let status = node_status::status(&facts, node_status::load(&data));
+        outbox.node_status(serde_json::to_vec(&status).unwrap_or_default());
+    }
+}
+
+async fn collect_images(images: ImageStore, board: Arc<Board>, end: CancellationToken) {
+    loop {
+        tokio::select! {
+            // Cancel safe.
+            () = tokio::time::sleep(COLLECT_EVERY) => {}
+            () = end.cancelled() => return,
+        }
+        let in_use: HashSet<Digest> =
+            board.all().values().flat_map(|glance| &glance.images).filter_map(|digest| digest.parse().ok()).collect();
+        let store = images.clone();
+        match tokio::task::spawn_blocking(move || store.gc(&in_use)).await {
+            Ok(Ok(report)) if report.bytes > 0 => tracing::info!(?report, "images that nobody needs were removed"),
+            Ok(Err(error)) => tracing::warn!(error = coracle_base::one_line(&error), "images were not collected"),
+            _ => {}
+        }
+    }
+}
+
+/// Which run of a container goes on, for log streams.
+fn running(board: Arc<Board>) -> crate::tunnels::RunLookup {
+    Arc::new(move |request: &LogRequest| {
+        let glance = board.get(&request.uid).ok_or_else(|| "the pod is not on this node".to_owned())?;
+        glance.running.get(&request.container).map(|attempt| Some(*attempt)).ok_or(glance.step)
+    })
+}
+
+fn status_page(
+    board: Arc<Board>,
+    mut session: watch::Receiver<SessionState>,
+    state: watch::Receiver<crate::ledger::State>,
+    drain: &DrainWatch,
+) -> watch::Receiver<Arc<AgentStatus>> {
+    let (sender, receiver) = watch::channel(Arc::default());
+    let end = drain.token();
+    drain.spawn(async move {
+        let mut changes = board.changes();
+        loop {
+            changes.borrow_and_update();
+            let now = agent_status(&board, &session.borrow_and_update(), &state);
+            sender.send_if_modified(|before| {
+                let changed = **before != now;
+                if changed {
+                    *before = Arc::new(now);
+                }
+                changed
+            });
+            tokio::select! {
+                // All cancel safe.
+                changed = changes.changed() => if changed.is_err() { return },
+                changed = session.changed() => if changed.is_err() { return },
+                () = end.cancelled() => return,
+            }
+        }
+    });
+    receiver
+}
+
+fn agent_status(board: &Board, session: &SessionState, state: &watch::Receiver<crate::ledger::State>) -> AgentStatus {
+    let pods = board.all().into_iter().map(|(uid, glance)| PodSummary {
+        namespace: glance.namespace,
+        name: glance.name,
+        uid,
+        phase: glance.phase,
+        ready: glance.ready,
+        ip: glance.ip,
+        restarts: glance.restarts,
+        step: glance.step,
+    });
+    AgentStatus {
+        connected: session.connected,
+        disconnected_because: session.because.clone(),
+        server: session.server.clone(),
+        pod_cidr: state.borrow().settings.as_ref().map(|settings| settings.pod_cidr.clone()),
+        pods: pods.collect(),
+    }
+}
+
+/// Where an agent keeps its images, for a program that has no agent running.
+#[must_use]
+pub fn images_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("images")
 }

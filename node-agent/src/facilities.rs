@@ -9,8 +9,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use coracle_base::Millis;
-use coracle_lifecycle::oci::{ImageConfig, User};
 use coracle_lifecycle::observed::ErrorClass;
+use coracle_lifecycle::oci::{ImageConfig, User};
 use oci_spec::runtime::{Process, Spec};
 use tokio::sync::mpsc;
 
@@ -157,7 +157,13 @@ pub trait Containers: Send + Sync {
     /// Starts a container.
     fn start(&self, launch: Launch) -> Doing<'_, Result<Started, Failure>>;
     /// Runs a command in a running container.
-    fn exec(&self, pod: &str, container: &str, process: Process, within: Duration) -> Doing<'_, Result<ExecOutcome, Failure>>;
+    fn exec(
+        &self,
+        pod: &str,
+        container: &str,
+        process: Process,
+        within: Duration,
+    ) -> Doing<'_, Result<ExecOutcome, Failure>>;
     /// Sends a signal.
     fn kill(&self, pod: &str, container: &str, signal: i32) -> Doing<'_, Result<(), Failure>>;
     /// Lets go of an ended run, so that the container can be started again.

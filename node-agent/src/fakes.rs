@@ -262,7 +262,8 @@ impl FakeNetwork {
 impl Network for FakeNetwork {
     fn attach(&self, pod: &str, _: Option<OwnedFd>) -> Doing<'_, Result<Ipv4Addr, Failure>> {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = (2..=250_u8).map(|last| Ipv4Addr::new(10, 42, 0, last)).find(|ip| !pods.values().any(|taken| taken == ip));
+        let free =
+            (2..=250_u8).map(|last| Ipv4Addr::new(10, 42, 0, last)).find(|ip| !pods.values().any(|taken| taken == ip));
         let known = pods.get(pod).copied().or(free);
         let outcome = known.ok_or_else(|| Failure::retry("FailedCreatePodSandBox", "no free address"));
         if let Ok(ip) = &outcome {

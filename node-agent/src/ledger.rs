@@ -30,7 +30,9 @@ const MAX_PARTS_ITEMS: usize = 1_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The file is in use or damaged.
-    #[error("the agent's ledger {path} cannot be opened\nhint: another agent on the same data directory? A damaged ledger may be deleted: the servers tell it all again")]
+    #[error(
+        "the agent's ledger {path} cannot be opened\nhint: another agent on the same data directory? A damaged ledger may be deleted: the servers tell it all again"
+    )]
     Open {
         /// Which file.
         path: PathBuf,
@@ -148,9 +150,7 @@ impl State {
     ) -> impl Iterator<Item = (&'a Key, &'a Arc<Held>)> + use<'a> {
         let first = Key::new(resource, namespace, "");
         let (resource, namespace) = (first.resource.clone(), first.namespace.clone());
-        self.objects
-            .range(first..)
-            .take_while(move |(key, _)| key.resource == resource && key.namespace == namespace)
+        self.objects.range(first..).take_while(move |(key, _)| key.resource == resource && key.namespace == namespace)
     }
 }
 
@@ -492,7 +492,8 @@ fn forget_secrets(dir: &Path, put: &[(Key, Vec<u8>)]) {
 }
 
 fn load_secrets(dir: &Path, state: &mut State) -> Result<(), LedgerError> {
-    let entries = std::fs::read_dir(dir).map_err(|source| LedgerError::File { action: "read", path: dir.to_owned(), source })?;
+    let entries =
+        std::fs::read_dir(dir).map_err(|source| LedgerError::File { action: "read", path: dir.to_owned(), source })?;
     for entry in entries.flatten() {
         let Ok(bytes) = std::fs::read(entry.path()) else { continue };
         let Some(end) = bytes.iter().position(|byte| *byte == 0) else { continue };
@@ -596,7 +597,8 @@ mod tests {
         ledger.apply(feed(6, true, vec![item("pods", "c", 6)])).await.unwrap().unwrap();
         assert_eq!(names(&ledger.state()), ["pods/c"]);
         // A newer epoch may have lower revisions.
-        let restored = Feed { generation: Some(WireGeneration { epoch: 2, revision: 1 }), full: true, ..Feed::default() };
+        let restored =
+            Feed { generation: Some(WireGeneration { epoch: 2, revision: 1 }), full: true, ..Feed::default() };
         ledger.apply(restored).await.unwrap().unwrap();
         assert!(names(&ledger.state()).is_empty());
     }
@@ -614,6 +616,9 @@ mod tests {
     fn names_of_secrets_stay_in_their_directory() {
         let dir = Path::new("/d");
         assert_eq!(secret_path(dir, &Key::new("secrets", "a", "../../etc/x")), dir.join("a~.._2f.._2fetc_2fx"));
-        assert_ne!(secret_path(dir, &Key::new("secrets", "a", "b~c")), secret_path(dir, &Key::new("secrets", "a~b", "c")));
+        assert_ne!(
+            secret_path(dir, &Key::new("secrets", "a", "b~c")),
+            secret_path(dir, &Key::new("secrets", "a~b", "c"))
+        );
     }
 }

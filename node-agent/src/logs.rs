@@ -391,7 +391,8 @@ mod tests {
     #[tokio::test]
     async fn split_lines_are_joined() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("0.log"), "T stdout F a\nT stdout P long \nT stdout P line\nT stdout F !\n").unwrap();
+        std::fs::write(dir.path().join("0.log"), "T stdout F a\nT stdout P long \nT stdout P line\nT stdout F !\n")
+            .unwrap();
         assert_eq!(read(&request(), dir.path()).await.unwrap(), "a\nlong line!\n");
         assert_eq!(read(&LogRequest { tail_lines: 1, ..request() }, dir.path()).await.unwrap(), "long line!\n");
     }

@@ -168,7 +168,13 @@ mod tests {
         outbox.pod(status("a", "1"));
         outbox.pod(status("b", "1"));
         outbox.pod(status("a", "2"));
-        let said = |report: Report| report.pods.iter().map(|pod| format!("{}{}", pod.uid, String::from_utf8_lossy(&pod.status))).collect::<Vec<_>>();
+        let said = |report: Report| {
+            report
+                .pods
+                .iter()
+                .map(|pod| format!("{}{}", pod.uid, String::from_utf8_lossy(&pod.status)))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(said(outbox.take().unwrap()), ["a2", "b1"]);
         assert_eq!(outbox.take(), None);
         outbox.gone(gone("b"));

@@ -55,7 +55,9 @@ pub async fn run(target: &Target, container: &Container, handler: &Handler, with
 }
 
 async fn timely<T>(within: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    tokio::time::timeout(within, work).await.unwrap_or_else(|_| Err(format!("no answer within {} s", within.as_secs_f64())))
+    tokio::time::timeout(within, work)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", within.as_secs_f64())))
 }
 
 /// Names other than addresses are not looked up: a probe must not depend on a name server.
@@ -74,13 +76,15 @@ fn address(target: &Target, container: &Container, host: &str, port: &PortRef) -
 
 async fn get(address: SocketAddr, host: &str, path: &str, headers: &[(String, String)]) -> Result<(), String> {
     let url = format!("http://{address}{path}");
-    let failed = |error: &(dyn std::error::Error + 'static)| format!("Get \"{url}\": {}", coracle_base::one_line(error));
+    let failed =
+        |error: &(dyn std::error::Error + 'static)| format!("Get \"{url}\": {}", coracle_base::one_line(error));
     let stream = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
     let _ = stream.set_nodelay(true);
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
     let name = if host.is_empty() { address.to_string() } else { host.to_owned() };
-    let named = |header: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(header)).map(|(_, value)| value);
+    let named =
+        |header: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(header)).map(|(_, value)| value);
     let mut request = http::Request::get(path)
         .header(http::header::HOST, named("host").unwrap_or(&name))
         .header(http::header::CONNECTION, "close");
@@ -101,7 +105,8 @@ async fn get(address: SocketAddr, host: &str, path: &str, headers: &[(String, St
         if status.is_success() || status.is_redirection() {
             return Ok(());
         }
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map(http_body_util::Collected::to_bytes);
+        let body =
+            Limited::new(response.into_body(), MAX_BODY).collect().await.map(http_body_util::Collected::to_bytes);
         let text = body.map(|bytes| String::from_utf8_lossy(&bytes).trim().chars().take(200).collect::<String>());
         let text = text.ok().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
         Err(format!("HTTP probe failed with statuscode: {}{text}", status.as_u16()))
@@ -150,7 +155,8 @@ mod tests {
         }))
         .unwrap();
         let paths = Paths { data: "/nonexistent".into(), run: "/nonexistent".into() };
-        let target = Target { pod: "u".into(), ip: Ipv4Addr::LOCALHOST, containers: Arc::new(FakeContainers::default()), paths };
+        let target =
+            Target { pod: "u".into(), ip: Ipv4Addr::LOCALHOST, containers: Arc::new(FakeContainers::default()), paths };
         let probe = pod.containers[0].liveness.as_ref().unwrap();
         run(&target, &pod.containers[0], &probe.handler, Duration::from_millis(within_ms)).await
     }
@@ -178,7 +184,10 @@ mod tests {
     async fn http() {
         let ok = server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
         assert_eq!(attempt(json!({"httpGet": {"port": ok, "path": "/z"}}), json!([]), 5000).await, Ok(()));
-        assert_eq!(attempt(json!({"httpGet": {"port": "web"}}), json!([{"name": "web", "containerPort": ok}]), 5000).await, Ok(()));
+        assert_eq!(
+            attempt(json!({"httpGet": {"port": "web"}}), json!([{"name": "web", "containerPort": ok}]), 5000).await,
+            Ok(())
+        );
         let moved = server("HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n").await;
         assert_eq!(attempt(json!({"httpGet": {"port": moved}}), json!([]), 5000).await, Ok(()));
         let bad = server("HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\nbusy\n").await;
@@ -201,6 +210,8 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             listener.local_addr().unwrap().port()
         };
-        assert!(attempt(json!({"tcpSocket": {"port": closed}}), json!([]), 5000).await.unwrap_err().contains("refused"));
+        assert!(
+            attempt(json!({"tcpSocket": {"port": closed}}), json!([]), 5000).await.unwrap_err().contains("refused")
+        );
     }
 }

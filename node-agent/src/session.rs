@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_daemon::DrainWatch;
 use coracle_protocol::v1::agents_client::AgentsClient;
 use coracle_protocol::v1::{Beat, FromAgent, FromServer, Generation, Hello, Settings, from_agent, from_server};
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
@@ -13,6 +12,7 @@ use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 
 use crate::config::{Identity, ServerEndpoint};
@@ -87,8 +87,8 @@ enum SessionError {
 }
 
 impl Session {
-    /// Keeps a session open until the drain begins.
-    pub async fn run(mut self, drain: DrainWatch) {
+    /// Keeps a session open until `end`.
+    pub async fn run(mut self, end: CancellationToken) {
         let mut wait = RETRY_FIRST;
         let mut turn = 0;
         while !self.servers.is_empty() {
@@ -98,12 +98,16 @@ impl Session {
             let outcome = tokio::select! {
                 // Cancel safe: the ledger takes a feed whole or not at all, the outbox says it again.
                 outcome = self.once(&server) => outcome,
-                () = drain.signaled() => return,
+                () = end.cancelled() => return,
             };
             if let Err(error) = outcome {
                 let words = coracle_base::one_line(&error);
                 if self.state.borrow().because.as_ref() != Some(&words) {
-                    tracing::warn!(server = server.address, reason = words, "no session with a server; what runs goes on");
+                    tracing::warn!(
+                        server = server.address,
+                        reason = words,
+                        "no session with a server; what runs goes on"
+                    );
                 }
                 self.state.send_modify(|state| {
                     state.connected = false;
@@ -117,7 +121,7 @@ impl Session {
             tokio::select! {
                 // Cancel safe.
                 () = tokio::time::sleep(wait.mul_f64(jitter)) => {}
-                () = drain.signaled() => return,
+                () = end.cancelled() => return,
             }
             wait = (wait * 2).min(RETRY_LAST);
         }
@@ -144,7 +148,8 @@ impl Session {
         // The queue is empty and holds more than one.
         let _ = up.send(message(from_agent::Message::Hello(hello))).await;
         let answer = client.session(ReceiverStream::new(receiver)).await;
-        let mut down = answer.map_err(|status| SessionError::Refused(name.clone(), status.message().to_owned()))?.into_inner();
+        let mut down =
+            answer.map_err(|status| SessionError::Refused(name.clone(), status.message().to_owned()))?.into_inner();
         let talk = talk(self.outbox.clone(), up);
         tokio::pin!(talk);
         loop {
@@ -170,8 +175,17 @@ impl Session {
     ) -> Result<(), SessionError> {
         match received {
             from_server::Message::Welcome(welcome) => {
-                tracing::info!(server, cluster = welcome.cluster_id, version = welcome.version, "session with a server");
-                self.state.send_replace(SessionState { connected: true, because: None, server: Some(server.to_owned()) });
+                tracing::info!(
+                    server,
+                    cluster = welcome.cluster_id,
+                    version = welcome.version,
+                    "session with a server"
+                );
+                self.state.send_replace(SessionState {
+                    connected: true,
+                    because: None,
+                    server: Some(server.to_owned()),
+                });
                 if let Some(settings) = welcome.settings {
                     self.settle(settings).await?;
                 }

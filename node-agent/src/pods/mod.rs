@@ -94,9 +94,8 @@ impl Manager {
         let mut broken = false;
         loop {
             self.reconcile();
-            let again = async {
-                if broken { tokio::time::sleep(AGAIN_AFTER).await } else { std::future::pending().await }
-            };
+            let again =
+                async { if broken { tokio::time::sleep(AGAIN_AFTER).await } else { std::future::pending().await } };
             tokio::select! {
                 // All cancel safe.
                 changed = self.state.changed() => if changed.is_err() { return },

@@ -197,7 +197,9 @@ mod tests {
 
     #[test]
     fn resolv_conf() {
-        let found = HostResolver::parse("# c\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch a.example b.example\noptions ndots:2 rotate\n");
+        let found = HostResolver::parse(
+            "# c\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch a.example b.example\noptions ndots:2 rotate\n",
+        );
         assert_eq!(found.nameservers, ["192.0.2.1", "192.0.2.2"]);
         assert_eq!(found.searches, ["a.example", "b.example"]);
         assert_eq!(found.options, ["ndots:2", "rotate"]);

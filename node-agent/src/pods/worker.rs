@@ -324,7 +324,13 @@ impl Worker {
         let name = self.pod.containers[container].name.clone();
         tracing::debug!(pod = self.pod.name, namespace = self.pod.namespace, container = name, signal, "signals");
         if let Err(failure) = self.node.containers.kill(&self.pod.uid, &name, signal).await {
-            tracing::warn!(pod = self.pod.name, namespace = self.pod.namespace, container = name, reason = failure.message, "a signal was not sent");
+            tracing::warn!(
+                pod = self.pod.name,
+                namespace = self.pod.namespace,
+                container = name,
+                reason = failure.message,
+                "a signal was not sent"
+            );
         }
     }
 
@@ -333,7 +339,12 @@ impl Worker {
         if matches!(self.seen.containers[container].run, Run::Exited(_)) {
             let name = &self.pod.containers[container].name;
             if let Err(failure) = self.node.containers.forget(&self.pod.uid, name).await {
-                tracing::debug!(pod = self.pod.name, container = name, reason = failure.message, "an ended run was not forgotten");
+                tracing::debug!(
+                    pod = self.pod.name,
+                    container = name,
+                    reason = failure.message,
+                    "an ended run was not forgotten"
+                );
             }
         }
     }
@@ -514,8 +525,11 @@ impl Worker {
 
     /// A run ended by itself.
     fn ended(&mut self, run: RunState) {
-        let Some(container) = self.pod.containers.iter().position(|container| container.name == run.container) else { return };
-        let current = matches!(self.seen.containers[container].run, Run::Running { attempt, .. } if attempt == run.attempt);
+        let Some(container) = self.pod.containers.iter().position(|container| container.name == run.container) else {
+            return;
+        };
+        let current =
+            matches!(self.seen.containers[container].run, Run::Running { attempt, .. } if attempt == run.attempt);
         if !current {
             // The start is still on its way back; nothing else can be early.
             if self.early.len() < self.pod.containers.len() {
@@ -585,7 +599,12 @@ impl Worker {
         self.say(true, "SandboxChanged", "The pod's monitor is gone; the pod will be started anew".to_owned());
         self.leave_work();
         for problem in steps::undo_sandbox(&self.job(0, 0)).await {
-            tracing::warn!(pod = self.pod.name, namespace = self.pod.namespace, problem, "a lost sandbox left something behind");
+            tracing::warn!(
+                pod = self.pod.name,
+                namespace = self.pod.namespace,
+                problem,
+                "a lost sandbox left something behind"
+            );
         }
         let pod = self.pod.clone();
         self.seen.sandbox_lost(&pod, self.node.clock.now_ms());
@@ -594,7 +613,8 @@ impl Worker {
     /// Revisions of the objects the pod reads.
     fn revisions(&self) -> Vec<Option<u64>> {
         let state = self.state.borrow();
-        let revision = |resource: &str, name: &str| state.get(resource, &self.pod.namespace, name).map(|held| held.revision);
+        let revision =
+            |resource: &str, name: &str| state.get(resource, &self.pod.namespace, name).map(|held| held.revision);
         referenced(&self.pod).iter().map(|(resource, name)| revision(resource, name)).collect()
     }
 
@@ -709,7 +729,11 @@ impl Worker {
             }
         }
         self.board.remove(&pod.uid);
-        self.node.outbox.gone(PodGone { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() });
+        self.node.outbox.gone(PodGone {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        });
     }
 
     fn say(&mut self, warning: bool, reason: &str, message: String) {

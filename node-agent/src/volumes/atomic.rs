@@ -116,7 +116,9 @@ mod tests {
     use super::*;
 
     fn files(list: &[(&str, &str)]) -> BTreeMap<String, Content> {
-        list.iter().map(|(path, text)| ((*path).to_owned(), Content { bytes: text.as_bytes().to_vec(), mode: 0o640 })).collect()
+        list.iter()
+            .map(|(path, text)| ((*path).to_owned(), Content { bytes: text.as_bytes().to_vec(), mode: 0o640 }))
+            .collect()
     }
 
     fn visible(dir: &Path) -> Vec<String> {
@@ -148,7 +150,16 @@ mod tests {
 
     #[test]
     fn paths_that_would_leave_the_volume_are_not_fit() {
-        for (path, fit) in [("a", true), ("a/b.txt", true), ("../x", false), ("/x", false), ("a/../../x", false), ("..data", false), ("", false), (".hidden", true)] {
+        for (path, fit) in [
+            ("a", true),
+            ("a/b.txt", true),
+            ("../x", false),
+            ("/x", false),
+            ("a/../../x", false),
+            ("..data", false),
+            ("", false),
+            (".hidden", true),
+        ] {
             assert_eq!(is_fit(path), fit, "{path}");
         }
     }

@@ -146,11 +146,21 @@ pub fn remove(pod: &Pod, dirs: &VolumeDirs) -> Result<(), VolumeError> {
     Ok(())
 }
 
-fn io_error<'a>(volume: &'a Volume, action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> VolumeError + 'a {
+fn io_error<'a>(
+    volume: &'a Volume,
+    action: &'static str,
+    path: &'a Path,
+) -> impl Fn(std::io::Error) -> VolumeError + 'a {
     move |source| VolumeError::Io { volume: volume.name.clone(), action, path: path.to_owned(), source }
 }
 
-fn empty_dir(pod: &Pod, volume: &Volume, dirs: &VolumeDirs, memory: bool, limit: Option<u64>) -> Result<(), VolumeError> {
+fn empty_dir(
+    pod: &Pod,
+    volume: &Volume,
+    dirs: &VolumeDirs,
+    memory: bool,
+    limit: Option<u64>,
+) -> Result<(), VolumeError> {
     let path = dirs.path(volume);
     if path.is_dir() && (!memory || is_mount(&path)) {
         return Ok(());
@@ -345,9 +355,14 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let words = |volume: Value, state: &State| prepare(&pod(json!([volume])), &dirs(dir.path()), state, "1").unwrap_err().to_string();
+        let words = |volume: Value, state: &State| {
+            prepare(&pod(json!([volume])), &dirs(dir.path()), state, "1").unwrap_err().to_string()
+        };
         let empty = state(&[("configmaps", "conf", json!({"data": {}}))]);
-        assert_eq!(words(json!({"name": "v", "configMap": {"name": "x"}}), &empty), "volume \"v\": configmap \"x\" not found");
+        assert_eq!(
+            words(json!({"name": "v", "configMap": {"name": "x"}}), &empty),
+            "volume \"v\": configmap \"x\" not found"
+        );
         assert_eq!(
             words(json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "k", "path": "k"}]}}), &empty),
             "volume \"v\": configmap \"conf\" has no key \"k\""
@@ -367,11 +382,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let ok = |path: String, kind: &str| {
-            prepare(&pod(json!([{"name": "v", "hostPath": {"path": path, "type": kind}}])), &dirs(dir.path()), &State::default(), "1").is_ok()
+            prepare(
+                &pod(json!([{"name": "v", "hostPath": {"path": path, "type": kind}}])),
+                &dirs(dir.path()),
+                &State::default(),
+                "1",
+            )
+            .is_ok()
         };
         assert!(ok(path("made"), "DirectoryOrCreate") && ok(path("made"), "Directory") && ok(path("made"), ""));
         assert!(ok(path("file"), "FileOrCreate") && ok(path("file"), "File"));
-        assert!(!ok(path("file"), "Directory") && !ok(path("made"), "File") && !ok(path("file"), "Socket") && !ok(path("none"), ""));
+        assert!(
+            !ok(path("file"), "Directory")
+                && !ok(path("made"), "File")
+                && !ok(path("file"), "Socket")
+                && !ok(path("none"), "")
+        );
         assert!(ok("/dev/null".into(), "CharDevice"));
     }
 
@@ -388,7 +414,9 @@ mod tests {
         prepare(&pod, &dirs, &State::default(), "1").unwrap();
         let big = vec![0_u8; 2 << 20];
         assert!(std::fs::write(dirs.memory.join("m/big"), &big).is_err());
-        let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap().matches(&dirs.memory.display().to_string()).count();
+        let mounts = || {
+            std::fs::read_to_string("/proc/self/mounts").unwrap().matches(&dirs.memory.display().to_string()).count()
+        };
         assert_eq!(mounts(), 1);
         remove(&pod, &dirs).unwrap();
         assert_eq!(mounts(), 0);

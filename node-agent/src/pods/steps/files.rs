@@ -45,7 +45,8 @@ fn undo(job: &Job) -> Doing<'_, Result<(), Failure>> {
     Box::pin(async move {
         let dir = job.node.paths.pod_data(&job.pod.uid);
         let work = move || {
-            remove_tree(&dir).map_err(|error| Failure::retry(REASON, format!("cannot remove {}: {error}", dir.display())))
+            remove_tree(&dir)
+                .map_err(|error| Failure::retry(REASON, format!("cannot remove {}: {error}", dir.display())))
         };
         blocking(work, REASON).await
     })
@@ -90,7 +91,8 @@ fn resolv_conf(pod: &Pod, nameserver: Option<Ipv4Addr>, domain: &str, host: &Hos
     let (mut servers, mut searches, options) = match (pod.dns_policy.as_str(), cluster, nameserver) {
         ("None", ..) => (Vec::new(), Vec::new(), Vec::new()),
         (_, true, Some(server)) => {
-            let mut searches = vec![format!("{}.svc.{domain}", pod.namespace), format!("svc.{domain}"), domain.to_owned()];
+            let mut searches =
+                vec![format!("{}.svc.{domain}", pod.namespace), format!("svc.{domain}"), domain.to_owned()];
             searches.extend(host.searches.iter().cloned());
             (vec![server.to_string()], searches, vec!["ndots:5".to_owned()])
         }
@@ -122,8 +124,10 @@ fn resolv_conf(pod: &Pod, nameserver: Option<Ipv4Addr>, domain: &str, host: &Hos
         let _ = writeln!(text, "nameserver {server}");
     }
     if !merged.is_empty() {
-        let words: Vec<String> =
-            merged.into_iter().map(|(name, value)| if value.is_empty() { name } else { format!("{name}:{value}") }).collect();
+        let words: Vec<String> = merged
+            .into_iter()
+            .map(|(name, value)| if value.is_empty() { name } else { format!("{name}:{value}") })
+            .collect();
         let _ = writeln!(text, "options {}", words.join(" "));
     }
     text
@@ -149,16 +153,28 @@ mod tests {
         let ip = Ipv4Addr::new(10, 42, 0, 5);
         let plain = hosts(&pod(json!({})), ip, "cluster.local", None);
         assert!(plain.contains("127.0.0.1\tlocalhost\n") && plain.ends_with("10.42.0.5\tp\n"), "{plain}");
-        let named = hosts(&pod(json!({"subdomain": "s", "hostname": "h", "hostAliases": [{"ip": "192.0.2.9", "hostnames": ["a", "b"]}]})), ip, "x.y", None);
+        let named = hosts(
+            &pod(
+                json!({"subdomain": "s", "hostname": "h", "hostAliases": [{"ip": "192.0.2.9", "hostnames": ["a", "b"]}]}),
+            ),
+            ip,
+            "x.y",
+            None,
+        );
         assert!(named.contains("10.42.0.5\th.s.n.svc.x.y\th\n") && named.ends_with("192.0.2.9\ta\tb\n"), "{named}");
     }
 
     #[test]
     fn resolver_files() {
-        let host = HostResolver { nameservers: vec!["192.0.2.1".into()], searches: vec!["lan".into()], options: vec!["rotate".into()] };
+        let host = HostResolver {
+            nameservers: vec!["192.0.2.1".into()],
+            searches: vec!["lan".into()],
+            options: vec!["rotate".into()],
+        };
         let gateway = Some(Ipv4Addr::new(10, 42, 0, 1));
         let text = |spec: Value| resolv_conf(&pod(spec), gateway, "cluster.local", &host);
-        let cluster = "search n.svc.cluster.local svc.cluster.local cluster.local lan\nnameserver 10.42.0.1\noptions ndots:5\n";
+        let cluster =
+            "search n.svc.cluster.local svc.cluster.local cluster.local lan\nnameserver 10.42.0.1\noptions ndots:5\n";
         assert_eq!(text(json!({})), cluster);
         assert_eq!(text(json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true})), cluster);
         let default = "search lan\nnameserver 192.0.2.1\noptions rotate\n";
@@ -169,6 +185,9 @@ mod tests {
             text(json!({"dnsPolicy": "None", "dnsConfig": config})),
             "search my.example\nnameserver 198.51.100.1\noptions edns0 ndots:2\n"
         );
-        assert!(text(json!({"dnsConfig": config})).ends_with("nameserver 10.42.0.1\nnameserver 198.51.100.1\noptions edns0 ndots:2\n"));
+        assert!(
+            text(json!({"dnsConfig": config}))
+                .ends_with("nameserver 10.42.0.1\nnameserver 198.51.100.1\noptions edns0 ndots:2\n")
+        );
     }
 }

@@ -4,9 +4,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
+use coracle_lifecycle::env;
 use coracle_lifecycle::oci::{self, Bind};
 use coracle_lifecycle::pod::{Container, Pod};
-use coracle_lifecycle::env;
 
 use super::{Job, Made, PodStep, Stage};
 use crate::facilities::{Doing, Failure, FoundImage, Launch};

@@ -1,0 +1,278 @@
+//! Services, EndpointSlices and pods as the network and DNS rooms want them: plain values. The only place that knows both
+//! Kubernetes' words and theirs.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::Ipv4Addr;
+
+use coracle_dns::{Endpoint, PodRecord, Port, ServiceRecord, Target, ZoneInput};
+use coracle_netd::{Desired, Protocol, ServiceEntry};
+use serde_json::Value;
+
+use crate::ledger::State;
+
+/// The label that ties an EndpointSlice to its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const SLICES: &str = "endpointslices.discovery.k8s.io";
+
+/// Everything that follows from one state of the ledger.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// For the packet filter.
+    pub desired: Desired,
+    /// For the name server.
+    pub zone: ZoneInput,
+}
+
+/// The tables of a state. `domain` without a dot at the end; `nameserver` is where pods ask.
+#[must_use]
+pub fn tables(
+    state: &State,
+    domain: &str,
+    nameserver: Option<Ipv4Addr>,
+    reverse_blocks: Vec<(Ipv4Addr, u8)>,
+) -> Tables {
+    let mut slices: BTreeMap<(&str, &str), Vec<&Value>> = BTreeMap::new();
+    for (key, held) in state.list(SLICES) {
+        if let Some(service) = held.tree["metadata"]["labels"][SERVICE_NAME].as_str() {
+            slices.entry((&key.namespace, service)).or_default().push(&held.tree);
+        }
+    }
+    let mut tables = Tables::default();
+    for (key, held) in state.list("services") {
+        let slices = slices.get(&(key.namespace.as_str(), key.name.as_str())).map_or(&[][..], Vec::as_slice);
+        service(&mut tables, &key.namespace, &key.name, &held.tree, slices);
+    }
+    let mut pods: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
+    for slices in slices.values() {
+        for slice in slices {
+            let namespace = text(&slice["metadata"]["namespace"]);
+            for (address, _) in addresses(slice) {
+                pods.insert(address, namespace.clone());
+            }
+        }
+    }
+    for (key, held) in state.list("pods") {
+        if let Ok(address) = text(&held.tree["status"]["podIP"]).parse() {
+            pods.insert(address, key.namespace.clone());
+        }
+    }
+    tables.zone = ZoneInput {
+        domain: domain.to_owned(),
+        serial: u32::try_from(state.generation.revision & 0xffff_ffff).unwrap_or(0),
+        nameserver,
+        reverse_blocks,
+        services: tables.zone.services,
+        pods: pods.into_iter().map(|(address, namespace)| PodRecord { namespace, address }).collect(),
+    };
+    tables
+}
+
+/// Addresses that new connections to Services go to.
+#[must_use]
+pub fn serving(desired: &Desired) -> HashSet<Ipv4Addr> {
+    desired.services.iter().flat_map(|service| service.backends.iter().map(|(address, _)| *address)).collect()
+}
+
+fn service(tables: &mut Tables, namespace: &str, name: &str, tree: &Value, slices: &[&Value]) {
+    let spec = &tree["spec"];
+    let record = |target| ServiceRecord { namespace: namespace.to_owned(), name: name.to_owned(), target };
+    if spec["type"] == "ExternalName" {
+        tables.zone.services.push(record(Target::External { name: text(&spec["externalName"]) }));
+        return;
+    }
+    let Ok(vip) = text(&spec["clusterIP"]).parse::<Ipv4Addr>() else {
+        tables.zone.services.push(record(Target::Headless { endpoints: headless(spec, slices) }));
+        return;
+    };
+    let ports = spec["ports"].as_array().map_or(&[][..], Vec::as_slice);
+    for port in ports {
+        let proto = match port["protocol"].as_str() {
+            Some("UDP") => Protocol::Udp,
+            Some("TCP") | None => Protocol::Tcp,
+            Some(_) => continue,
+        };
+        let Some(number) = number(&port["port"]) else { continue };
+        let backends = backends(slices, &text(&port["name"]), proto);
+        tables.desired.services.push(ServiceEntry { vip, port: number, proto, backends });
+    }
+    let ports = ports.iter().filter_map(dns_port).collect();
+    tables.zone.services.push(record(Target::Cluster { address: vip, ports }));
+}
+
+/// Where connections to a service's port go: its ready endpoints; when none is, those that still serve while they end
+/// (upstream: KEP-1669), so that the last replicas of a rollout drop nothing.
+fn backends(slices: &[&Value], port_name: &str, proto: Protocol) -> Vec<(Ipv4Addr, u16)> {
+    let (mut ready, mut leaving) = (Vec::new(), Vec::new());
+    for slice in slices {
+        let ports = slice["ports"].as_array().into_iter().flatten();
+        let wanted = ports.filter(|port| {
+            let udp = port["protocol"] == "UDP";
+            port["name"].as_str().unwrap_or_default() == port_name && udp == (proto == Protocol::Udp)
+        });
+        let numbers: Vec<u16> = wanted.filter_map(|port| number(&port["port"])).collect();
+        for (address, endpoint) in addresses(slice) {
+            let conditions = &endpoint["conditions"];
+            let list = if conditions["ready"] != false {
+                &mut ready
+            } else if conditions["serving"] == true && conditions["terminating"] == true {
+                &mut leaving
+            } else {
+                continue;
+            };
+            list.extend(numbers.iter().map(|number| (address, *number)));
+        }
+    }
+    let mut backends = if ready.is_empty() { leaving } else { ready };
+    backends.sort_unstable();
+    backends.dedup();
+    backends
+}
+
+fn headless(spec: &Value, slices: &[&Value]) -> Vec<Endpoint> {
+    let all = spec["publishNotReadyAddresses"] == true;
+    let mut found = Vec::new();
+    for slice in slices {
+        let ports: Vec<Port> = slice["ports"].as_array().into_iter().flatten().filter_map(dns_port).collect();
+        for (address, endpoint) in addresses(slice) {
+            if all || endpoint["conditions"]["ready"] != false {
+                let hostname = endpoint["hostname"].as_str().filter(|name| !name.is_empty()).map(ToOwned::to_owned);
+                found.push(Endpoint { address, hostname, ports: ports.clone() });
+            }
+        }
+    }
+    found
+}
+
+fn addresses(slice: &Value) -> impl Iterator<Item = (Ipv4Addr, &Value)> {
+    slice["endpoints"].as_array().into_iter().flatten().flat_map(|endpoint| {
+        let addresses = endpoint["addresses"].as_array().into_iter().flatten();
+        addresses.filter_map(move |address| Some((address.as_str()?.parse().ok()?, endpoint)))
+    })
+}
+
+fn dns_port(port: &Value) -> Option<Port> {
+    let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
+    Some(Port { name: text(&port["name"]), protocol, port: number(&port["port"])? })
+}
+
+fn number(value: &Value) -> Option<u16> {
+    u16::try_from(value.as_u64()?).ok()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Held, Key};
+    use serde_json::json;
+    use std::sync::Arc;
+
+    fn state(objects: &[(&str, &str, Value)]) -> State {
+        let mut state = State::default();
+        for (resource, name, tree) in objects {
+            let held = Held { uid: String::new(), revision: 1, tree: tree.clone() };
+            state.objects.insert(Key::new(resource, "n", name), Arc::new(held));
+        }
+        state
+    }
+
+    fn slice(service: &str, endpoints: Value) -> Value {
+        json!({
+            "metadata": {"namespace": "n", "labels": {SERVICE_NAME: service}},
+            "ports": [{"name": "web", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 5353, "protocol": "UDP"}],
+            "endpoints": endpoints,
+        })
+    }
+
+    fn ip(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, 0, last)
+    }
+
+    #[test]
+    fn ports_by_name_and_ready_endpoints_only() {
+        let ports = json!([
+            {"name": "web", "port": 80, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "none", "port": 1}]);
+        let state = state(&[
+            ("services", "s", json!({"spec": {"clusterIP": "10.43.0.9", "ports": ports}})),
+            (
+                SLICES,
+                "s-1",
+                slice(
+                    "s",
+                    json!([
+                        {"addresses": ["10.42.0.2"], "conditions": {"ready": true}},
+                        {"addresses": ["10.42.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+                    ]),
+                ),
+            ),
+            (SLICES, "s-2", slice("s", json!([{"addresses": ["10.42.0.4"], "conditions": {}}]))),
+            (SLICES, "other", slice("t", json!([{"addresses": ["10.42.0.5"], "conditions": {"ready": true}}]))),
+        ]);
+        let tables = tables(&state, "cluster.local", None, Vec::new());
+        let vip = Ipv4Addr::new(10, 43, 0, 9);
+        let entry =
+            |port, proto, backends: &[(Ipv4Addr, u16)]| ServiceEntry { vip, port, proto, backends: backends.to_vec() };
+        assert_eq!(
+            tables.desired.services,
+            [
+                entry(80, Protocol::Tcp, &[(ip(2), 8080), (ip(4), 8080)]),
+                entry(53, Protocol::Udp, &[(ip(2), 5353), (ip(4), 5353)]),
+                entry(1, Protocol::Tcp, &[]),
+            ]
+        );
+        assert_eq!(serving(&tables.desired), HashSet::from([ip(2), ip(4)]));
+        let Target::Cluster { address, ports } = &tables.zone.services[0].target else {
+            panic!("not a cluster service")
+        };
+        assert_eq!((*address, ports.len()), (vip, 3));
+        assert_eq!(tables.zone.pods.len(), 4);
+    }
+
+    #[test]
+    fn the_last_endpoints_serve_while_they_end() {
+        let leaving = json!([
+            {"addresses": ["10.42.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": ["10.42.0.4"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+        ]);
+        let state = state(&[
+            ("services", "s", json!({"spec": {"clusterIP": "10.43.0.9", "ports": [{"name": "web", "port": 80}]}})),
+            (SLICES, "s-1", slice("s", leaving)),
+        ]);
+        assert_eq!(tables(&state, "cluster.local", None, Vec::new()).desired.services[0].backends, [(ip(3), 8080)]);
+    }
+
+    #[test]
+    fn headless_services_are_their_endpoints() {
+        let endpoints = json!([
+            {"addresses": ["10.42.0.2"], "hostname": "db-0", "conditions": {"ready": true}},
+            {"addresses": ["10.42.0.3"], "conditions": {"ready": false}},
+        ]);
+        let count = |spec: Value| {
+            let state =
+                state(&[("services", "s", json!({"spec": spec})), (SLICES, "s-1", slice("s", endpoints.clone()))]);
+            let tables = tables(&state, "cluster.local", None, Vec::new());
+            assert!(tables.desired.services.is_empty());
+            match &tables.zone.services[0].target {
+                Target::Headless { endpoints } => {
+                    endpoints.iter().map(|found| found.hostname.clone()).collect::<Vec<_>>()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(count(json!({"clusterIP": "None"})), [Some("db-0".to_owned())]);
+        assert_eq!(
+            count(json!({"clusterIP": "None", "publishNotReadyAddresses": true})),
+            [Some("db-0".to_owned()), None]
+        );
+    }
+
+    #[test]
+    fn the_first_feed_of_nothing_is_a_table_of_nothing() {
+        let empty = tables(&State::default(), "cluster.local", Some(ip(1)), Vec::new());
+        assert!(empty.desired.services.is_empty() && empty.zone.services.is_empty());
+        assert_eq!((empty.zone.domain.as_str(), empty.zone.nameserver), ("cluster.local", Some(ip(1))));
+    }
+}

@@ -1,0 +1,266 @@
+//! Links, addresses, Services and names on this node. There is no network until the cluster has said which addresses the node
+//! has: from the ledger at a restart, from the first session on a new node.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use coracle_dns::{DnsConfig, DnsServer, Upstreams, Zone};
+use coracle_netd::{Cidr, Ipam, NetConfig, Netd};
+use coracle_protocol::v1::Settings;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::AgentClock;
+use crate::config::NetworkNames;
+use crate::facilities::{Doing, Failure, Network};
+use crate::feeds;
+use crate::ledger::State;
+
+const SANDBOX: &str = "FailedCreatePodSandBox";
+/// The packet filter is tried again after this, doubled to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+/// No overlay: the whole frame is the pods'.
+const MTU: u32 = 1500;
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// What the cluster told makes no sense.
+    #[error("the cluster's network settings cannot be used: {0}")]
+    Settings(String),
+    /// Links, routes, table.
+    #[error("the node's network cannot be set up")]
+    Netd(#[from] coracle_netd::NetError),
+    /// The name server.
+    #[error("the node's name server cannot be started")]
+    Dns(#[from] coracle_dns::DnsError),
+}
+
+struct Standing {
+    netd: Netd,
+    ipam: Mutex<Ipam>,
+    dns: Mutex<Option<DnsServer>>,
+    zone: Arc<ArcSwapOption<Zone>>,
+    settings: Settings,
+}
+
+/// The node's network. Cheap to clone.
+#[derive(Clone)]
+pub struct NodeNetwork {
+    standing: Arc<OnceLock<Standing>>,
+    clock: AgentClock,
+    names: NetworkNames,
+    upstreams: Vec<SocketAddr>,
+    serving: watch::Sender<Arc<HashSet<Ipv4Addr>>>,
+}
+
+impl NodeNetwork {
+    /// A network that does not stand yet.
+    #[must_use]
+    pub fn new(names: NetworkNames, upstreams: Vec<SocketAddr>, clock: AgentClock) -> Self {
+        let serving = watch::Sender::new(Arc::default());
+        Self { standing: Arc::default(), clock, names, upstreams, serving }
+    }
+
+    /// Addresses that Services send new connections to, as the kernel knows them.
+    #[must_use]
+    pub fn serving(&self) -> watch::Receiver<Arc<HashSet<Ipv4Addr>>> {
+        self.serving.subscribe()
+    }
+
+    /// Sets the network up with what the cluster told: bridge, table, addresses of pods that run, name server. Once.
+    ///
+    /// # Errors
+    /// Settings that make no sense, or what the kernel refuses.
+    pub async fn start(&self, settings: &Settings) -> Result<(), NetworkError> {
+        if self.standing.get().is_some() {
+            return Ok(());
+        }
+        let cidr = |text: &str| text.parse::<Cidr>().map_err(|error| NetworkError::Settings(error.to_string()));
+        let node_cidr = cidr(&settings.pod_cidr)?;
+        let config = NetConfig {
+            bridge: self.names.bridge.clone(),
+            table: self.names.table.clone(),
+            node_cidr,
+            cluster_cidr: cidr(&settings.cluster_cidr)?,
+            service_cidr: cidr(&settings.service_cidr)?,
+            mtu: MTU,
+            netns: None,
+        };
+        // It waits for its thread's first work: a few milliseconds.
+        let netd = tokio::task::spawn_blocking(move || Netd::start(config))
+            .await
+            .map_err(|_| coracle_netd::NetError::Stopped)??;
+        let mut ipam = Ipam::new(node_cidr);
+        for link in netd.list().await? {
+            if let Err(error) = ipam.claim(&link.pod, link.ip) {
+                tracing::warn!(pod = link.pod, ip = %link.ip, %error, "a pod's address is not taken over");
+            }
+        }
+        let zone: Arc<ArcSwapOption<Zone>> = Arc::default();
+        let upstreams = if self.upstreams.is_empty() {
+            Upstreams::File(PathBuf::from("/etc/resolv.conf"))
+        } else {
+            Upstreams::Fixed(self.upstreams.clone())
+        };
+        let dns = DnsServer::start(DnsConfig {
+            listen: vec![SocketAddr::from((netd.gateway(), 53))],
+            upstreams,
+            zone: zone.clone(),
+            domain: domain(settings),
+            netns: None,
+        })
+        .await?;
+        tracing::info!(block = settings.pod_cidr, gateway = %netd.gateway(), bridge = self.names.bridge, "the node's network stands");
+        let standing =
+            Standing { netd, ipam: Mutex::new(ipam), dns: Mutex::new(Some(dns)), zone, settings: settings.clone() };
+        let _ = self.standing.set(standing);
+        Ok(())
+    }
+
+    /// Keeps Services and names as the ledger says, until `end`. Sets the network up first, when the ledger has settings.
+    pub async fn keep(
+        self,
+        mut state: watch::Receiver<State>,
+        mut applied: Option<feeds::Tables>,
+        end: CancellationToken,
+    ) {
+        let mut wait = RETRY_FIRST;
+        loop {
+            let now = state.borrow_and_update().clone();
+            let outcome = self.bring(&now, &mut applied).await;
+            let again = match outcome {
+                Ok(()) => {
+                    wait = RETRY_FIRST;
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = coracle_base::one_line(&error),
+                        "the node's network is not as it should be"
+                    );
+                    let again = wait;
+                    wait = (wait * 2).min(RETRY_LAST);
+                    Some(again)
+                }
+            };
+            let pause = async {
+                match again {
+                    Some(again) => tokio::time::sleep(again).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // All cancel safe.
+                changed = state.changed() => if changed.is_err() { return },
+                () = pause => {}
+                () = end.cancelled() => return,
+            }
+        }
+    }
+
+    /// One look at the ledger.
+    ///
+    /// # Errors
+    /// What the kernel refuses: it is to be tried again.
+    pub async fn bring(&self, state: &State, applied: &mut Option<feeds::Tables>) -> Result<(), NetworkError> {
+        if self.standing.get().is_none() {
+            let Some(settings) = &state.settings else { return Ok(()) };
+            self.start(settings).await?;
+        }
+        let Some(standing) = self.standing.get() else { return Ok(()) };
+        if let Some(settings) = &state.settings
+            && settings.pod_cidr != standing.settings.pod_cidr
+        {
+            tracing::error!(
+                ours = standing.settings.pod_cidr,
+                cluster = settings.pod_cidr,
+                "the cluster gave this node other addresses: restart the agent once its pods are gone"
+            );
+        }
+        // Before anything was ever told, "no such name" would be a lie.
+        if !state.confirmed && state.objects.is_empty() {
+            return Ok(());
+        }
+        let blocks = [&standing.settings.cluster_cidr, &standing.settings.service_cidr];
+        let blocks = blocks.into_iter().filter_map(|text| text.parse::<Cidr>().ok());
+        let blocks = blocks.map(|block| (block.network(), block.prefix())).collect();
+        let mut tables = feeds::tables(state, &domain(&standing.settings), Some(standing.netd.gateway()), blocks);
+        let serial = std::mem::take(&mut tables.zone.serial);
+        if applied.as_ref().is_none_or(|before| before.desired != tables.desired) {
+            standing.netd.apply(tables.desired.clone()).await?;
+            self.serving.send_replace(Arc::new(feeds::serving(&tables.desired)));
+        }
+        if applied.as_ref().is_none_or(|before| before.zone != tables.zone) {
+            let input = coracle_dns::ZoneInput { serial, ..tables.zone.clone() };
+            match Zone::build(&input) {
+                Ok(zone) => standing.zone.store(Some(Arc::new(zone))),
+                Err(error) => tracing::error!(%error, "no table of names could be made"),
+            }
+        }
+        *applied = Some(tables);
+        Ok(())
+    }
+
+    /// No Service sends anybody new connections any more, as far as pods that end are concerned.
+    pub fn release_all(&self) {
+        self.serving.send_replace(Arc::default());
+    }
+
+    /// Takes everything down: names, links, routes, table.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub async fn remove_all(&self) -> Result<(), NetworkError> {
+        let Some(standing) = self.standing.get() else { return Ok(()) };
+        let dns = standing.dns.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(dns) = dns {
+            dns.shutdown().await;
+        }
+        Ok(standing.netd.remove_all().await?)
+    }
+}
+
+fn domain(settings: &Settings) -> String {
+    if settings.cluster_domain.is_empty() { "cluster.local".to_owned() } else { settings.cluster_domain.clone() }
+}
+
+impl Network for NodeNetwork {
+    fn attach(&self, pod: &str, netns: Option<OwnedFd>) -> Doing<'_, Result<Ipv4Addr, Failure>> {
+        let pod = pod.to_owned();
+        Box::pin(async move {
+            let bad = |message: String| Failure::retry(SANDBOX, message);
+            let standing = self
+                .standing
+                .get()
+                .ok_or_else(|| bad("the node has no network yet: no server has told it its addresses".to_owned()))?;
+            let netns = netns.ok_or_else(|| bad("the pod has no network namespace".to_owned()))?;
+            let now = self.clock.now_ms();
+            let ip = standing.ipam.lock().unwrap_or_else(PoisonError::into_inner).allocate(&pod, now);
+            let ip = ip.map_err(|error| bad(error.to_string()))?;
+            standing.netd.attach(netns.as_fd(), &pod, ip).await.map_err(|error| bad(coracle_base::one_line(&error)))?;
+            Ok(ip)
+        })
+    }
+
+    fn detach(&self, pod: &str) -> Doing<'_, Result<(), Failure>> {
+        let pod = pod.to_owned();
+        Box::pin(async move {
+            let Some(standing) = self.standing.get() else { return Ok(()) };
+            let done = standing.netd.detach(&pod).await;
+            done.map_err(|error| Failure::retry("FailedKillPod", coracle_base::one_line(&error)))?;
+            standing.ipam.lock().unwrap_or_else(PoisonError::into_inner).release(&pod, self.clock.now_ms());
+            Ok(())
+        })
+    }
+
+    fn nameserver(&self) -> Option<Ipv4Addr> {
+        self.standing.get().map(|standing| standing.netd.gateway())
+    }
+}
