@@ -16,6 +16,7 @@ cargo xtask <task>
                                   --once takes everything down again at the end (root)
   test [--fast] [FILTER]          formatting, lints, tidy and every test that needs no foreign program (root);
                                   --fast leaves out formatting and lints
+  bench                           the numbers of PROMISES.md, measured now, with the peers that are installed (root)
   tidy [--bless]                  the rules of the house: crate graph, purity, fences, licences;
                                   --bless writes the crate graph anew
 ";
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(&rest),
         "test" => tests::run(&rest),
         "tidy" => tidy::run(&rest),
+        "bench" => bench(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
@@ -41,6 +43,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Builds everything optimised, then measures.
+fn bench() -> Result<(), String> {
+    must(cargo().args(["build", "--release", "--quiet", "--workspace", "--bins"]))?;
+    must(cargo().args(["build", "--release", "--quiet", "-p", "coracle-runtime", "--example", "start_bench"]))?;
+    must(cargo().args(["build", "--release", "--quiet", "-p", "coracle-raft", "--example", "write_bench"]))?;
+    must(cargo().args(["run", "--release", "--quiet", "-p", "coracle-cluster-tests", "--bin", "bench"]))
 }
 
 /// The folder of the workspace.
