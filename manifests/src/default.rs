@@ -109,7 +109,7 @@ fn namespace(object: &mut Value) {
 }
 
 /// `stringData` is write-only: it goes into `data`, base64.
-fn fold_string_data(secret: &mut Value) {
+pub(crate) fn fold_string_data(secret: &mut Value) {
     use base64::Engine as _;
     if !secret.get("stringData").is_some_and(Value::is_object)
         || secret.get("data").is_some_and(|data| !data.is_object())
