@@ -1,5 +1,20 @@
 //! The replicated log: segmented write-ahead log, consensus adapter, batching of proposals, snapshots.
+//!
+//! `Raft` is what a server holds. Below it: `batch` makes entries of proposals, `adapter` drives the consensus library,
+//! `wal` makes entries and votes durable, `snapshots` keeps the state's files, `disk` is all any of them asks of the system.
 #![forbid(unsafe_code)]
 
+mod adapter;
+mod batch;
 pub mod disk;
+mod handle;
+mod identity;
+mod members;
+pub mod snapshots;
 pub mod wal;
+
+pub use batch::{ProposeError, Proposed};
+pub use handle::{OpenError, Raft, RaftConfig, RaftMetrics};
+pub use identity::{Identity, IdentityError};
+pub use members::{Member, Members};
+pub use wal::Space;

@@ -102,8 +102,7 @@ impl Walk {
         let mut next = start;
         let mut offset = FIRST_FRAME;
         let mut last_index = None;
-        loop {
-            let Found::Frame(head, bytes) = segment.frame_at(offset)? else { break };
+        while let Found::Frame(head, bytes) = segment.frame_at(offset)? {
             if (head.number, head.before) != (next.first_frame, next.before) {
                 let what = format!("frame {} stands where frame {} should", head.number, next.first_frame);
                 return Err(segment.corrupt(offset, what));

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ pub struct WriterStats {
     frames: AtomicU64,
     bytes: AtomicU64,
     space: AtomicU8,
+    failure: OnceLock<String>,
 }
 
 /// How many of the last frames are remembered.
@@ -56,6 +57,12 @@ impl WriterStats {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing is acknowledged any more, when that is so.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// Room on the disk.
@@ -207,10 +214,11 @@ impl Worker {
             result = self.log.drop_purged();
         }
         if let Err(error) = &result {
-            tracing::error!(error = %coracle_base::one_line(error), "the log failed; nothing more is acknowledged");
+            let reason = coracle_base::one_line(error);
+            tracing::error!(error = %reason, "the log failed; nothing more is acknowledged");
+            self.stats.failure.get_or_init(|| reason);
         }
         let result = result.map_err(Arc::new);
-        self.publish();
         for done in waiting {
             done(result.clone());
         }
@@ -224,14 +232,12 @@ impl Worker {
 
     // After the answers: nobody waits for space that is needed later.
     fn prepare(&mut self) {
-        let before = self.log.space();
+        let before = self.stats.space();
         match self.log.prepare() {
-            Ok(after) if after > before || (after != Space::Free && self.stats.space() == Space::Free) => {
+            Ok(after) if after > before => {
                 tracing::warn!(space = ?after, "the log's disk is full: only deletions and status are accepted");
             }
-            Ok(Space::Free) if before != Space::Free && self.stats.space() != Space::Free => {
-                tracing::info!("the log's disk has room again");
-            }
+            Ok(Space::Free) if before != Space::Free => tracing::info!("the log's disk has room again"),
             Ok(_) => {}
             Err(error) => tracing::error!(error = %coracle_base::one_line(&error), "cannot set log space aside"),
         }

@@ -74,6 +74,11 @@ impl Writer {
         Ok(())
     }
 
+    /// Bytes as they are, without a length.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// A flag and, when it is set, what `write` adds.
     ///
     /// # Errors

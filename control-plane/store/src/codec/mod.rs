@@ -6,7 +6,7 @@ mod bytes;
 mod transactions;
 
 pub use bytes::{Reader, Writer};
-pub use transactions::{decode, encode};
+pub use transactions::{decode, encode, encode_part, join};
 pub(crate) use transactions::{read_claims, read_key, write_claims, write_key};
 
 /// The format this release writes. It reads this one and all before it.

@@ -19,15 +19,30 @@ const RAISE_EPOCH: u8 = 6;
 /// # Errors
 /// A tree too deep to be read back; a part of more than 4 GiB.
 pub fn encode(transactions: &[Transaction]) -> Result<Vec<u8>, CodecError> {
+    let parts = transactions.iter().map(encode_part).collect::<Result<Vec<_>, _>>()?;
+    join(&parts)
+}
+
+/// Encodes one transaction, to be joined with others.
+///
+/// # Errors
+/// As `encode`.
+pub fn encode_part(transaction: &Transaction) -> Result<Vec<u8>, CodecError> {
+    let mut out = Writer::new();
+    out.count(transaction.ops.len(), "the list of commands")?;
+    transaction.ops.iter().try_for_each(|op| write_op(&mut out, op))?;
+    Ok(out.into_bytes())
+}
+
+/// What `encode` gives for the transactions these parts were made of.
+///
+/// # Errors
+/// More than 2^32 - 1 of them.
+pub fn join(parts: &[impl AsRef<[u8]>]) -> Result<Vec<u8>, CodecError> {
     let mut out = Writer::new();
     out.u16(FORMAT);
-    out.count(transactions.len(), "the list of transactions")?;
-    for transaction in transactions {
-        out.count(transaction.ops.len(), "the list of commands")?;
-        for op in &transaction.ops {
-            write_op(&mut out, op)?;
-        }
-    }
+    out.count(parts.len(), "the list of transactions")?;
+    parts.iter().for_each(|part| out.raw(part.as_ref()));
     Ok(out.into_bytes())
 }
 

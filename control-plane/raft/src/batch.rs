@@ -1,0 +1,143 @@
+//! Proposals become entries: whatever queued while the append before was in flight goes into one.
+
+use std::sync::Arc;
+
+use coracle_store::{Op, Outcome, Rejection, Transaction, codec};
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::adapter::{Batch, Engine, Types};
+use crate::wal::WriterStats;
+
+/// The most one entry carries, in bytes and in transactions.
+const ENTRY_BYTES: usize = 1 << 20;
+const ENTRY_TRANSACTIONS: usize = 1024;
+
+/// Why a proposal came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// The store refused operation `index`; nothing of the transaction happened.
+    #[error("{rejection}")]
+    Rejected {
+        /// Which operation.
+        index: usize,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// The transaction cannot be written down.
+    #[error("the change cannot be stored")]
+    Unwritable(#[source] codec::CodecError),
+    /// Another server leads, or none does at the moment.
+    #[error("this server does not lead the cluster")]
+    NotLeader {
+        /// Who does, when that is known.
+        leader: Option<u64>,
+    },
+    /// The leader changed meanwhile: it may have happened or not.
+    #[error("the leader changed while the change was under way; it may have happened or not")]
+    Uncertain,
+    /// A write to the log's disk failed; this server acknowledges nothing any more.
+    #[error(
+        "this server's log has failed: {0}\nhint: look at the disk of the data directory, then start the server again"
+    )]
+    Poisoned(String),
+    /// The log's disk is full.
+    #[error(
+        "the disk of the cluster's log is full: only deletions and status are accepted\nhint: free space below the data directory, or delete objects"
+    )]
+    DiskFull,
+    /// Too much is queued already.
+    #[error("the server is busy: its queue of proposals is full")]
+    Busy,
+    /// The server is going down.
+    #[error("the server is stopping")]
+    Stopped,
+}
+
+/// The answer to one transaction.
+pub type Proposed = Result<Vec<Outcome>, ProposeError>;
+
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub transaction: Transaction,
+    pub bytes: Vec<u8>,
+    pub answer: oneshot::Sender<Proposed>,
+}
+
+/// Takes proposals until every sender is gone; what is queued then is still proposed.
+pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut queue: mpsc::Receiver<Proposal>) {
+    // A proposal that did not fit begins the next entry.
+    let mut carried: Option<Proposal> = None;
+    loop {
+        let first = match carried.take() {
+            Some(first) => first,
+            None => match queue.recv().await {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        let mut bytes = first.bytes.len();
+        let mut taken = vec![first];
+        while bytes < ENTRY_BYTES && taken.len() < ENTRY_TRANSACTIONS {
+            let Ok(next) = queue.try_recv() else { break };
+            if bytes + next.bytes.len() > ENTRY_BYTES {
+                carried = Some(next);
+                break;
+            }
+            bytes += next.bytes.len();
+            taken.push(next);
+        }
+        propose(&engine, &stats, taken).await;
+    }
+}
+
+async fn propose(engine: &Engine, stats: &WriterStats, taken: Vec<Proposal>) {
+    let mut transactions = Vec::with_capacity(taken.len());
+    let mut parts = Vec::with_capacity(taken.len());
+    let mut answers = Vec::with_capacity(taken.len());
+    for proposal in taken {
+        transactions.push(proposal.transaction);
+        parts.push(proposal.bytes);
+        answers.push(proposal.answer);
+    }
+    let results: Result<Vec<_>, ProposeError> = match codec::join(&parts) {
+        Ok(bytes) => match engine.client_write(Batch::of(transactions, bytes)).await {
+            Ok(response) => Ok(response.data),
+            Err(error) => Err(word(&error, stats)),
+        },
+        Err(error) => Err(ProposeError::Unwritable(error)),
+    };
+    match results {
+        Ok(results) => {
+            for (answer, result) in answers.into_iter().zip(results) {
+                let result = result.map_err(|(index, rejection)| ProposeError::Rejected { index, rejection });
+                // Whoever went away meanwhile reads the outcome from the state.
+                drop(answer.send(result));
+            }
+        }
+        Err(error) => answers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone())))),
+    }
+}
+
+fn word(error: &RaftError<Types, ClientWriteError<Types>>, stats: &WriterStats) -> ProposeError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => ProposeError::NotLeader { leader: to.leader_id },
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ProposeError::Uncertain,
+        RaftError::APIError(_) => ProposeError::NotLeader { leader: None },
+        RaftError::Fatal(fatal) => match stats.failure() {
+            Some(reason) => ProposeError::Poisoned(reason.to_owned()),
+            None if matches!(fatal, openraft::errors::Fatal::Stopped) => ProposeError::Stopped,
+            None => ProposeError::Poisoned(coracle_base::one_line(fatal)),
+        },
+    }
+}
+
+/// Whether a transaction gives space back, or only reports: what a full disk still takes.
+pub(crate) fn is_frugal(transaction: &Transaction) -> bool {
+    transaction.ops.iter().all(|op| match op {
+        Op::Delete { .. } | Op::Status { .. } => true,
+        // The first half of a graceful deletion.
+        Op::Update { value, .. } => !value["metadata"]["deletionTimestamp"].is_null(),
+        Op::Create { .. } | Op::Bind { .. } | Op::RaiseEpoch => false,
+    })
+}

@@ -1,0 +1,508 @@
+//! One server's share in the replicated memory, as the rest of the server sees it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use coracle_base::{Generation, Revision};
+use coracle_store::{Event, Gone, Limits, Transaction, View, codec};
+use openraft::{Config, ReadPolicy, ServerState, SnapshotPolicy};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::adapter::{Engine, LogStore, Machine, NoPeers, Shared, Types};
+use crate::batch::{self, Proposal, ProposeError, Proposed, is_frugal};
+use crate::disk::RealDisk;
+use crate::identity::{self, Identity, IdentityError, Lock};
+use crate::members::Member;
+use crate::snapshots::{SnapshotFileError, Snapshots};
+use crate::wal::{Log, LogConfig, Space, WalError, Writer};
+
+/// Proposals that wait at most; each is at most an object, and beyond this a client is told to come back.
+const QUEUE: usize = 4096;
+
+/// What a server needs to open its share of the memory.
+#[derive(Debug, Clone)]
+pub struct RaftConfig {
+    /// The directory of log, snapshots and identity; made when missing.
+    pub dir: PathBuf,
+    /// Who this server must be; `None`: whoever the directory says, a new one when it is empty.
+    pub identity: Option<Identity>,
+    /// Where peers reach this server (`host:port`); may be empty while it is alone.
+    pub address: String,
+    /// Bounds of the store.
+    pub limits: Limits,
+    /// Size of a log segment.
+    pub segment_bytes: u64,
+    /// Disk space set aside so that deletions work on a full disk.
+    pub reserve_bytes: u64,
+    /// A snapshot is taken after this many bytes of log, or twice the last snapshot's size when that is more.
+    pub snapshot_bytes: u64,
+}
+
+impl RaftConfig {
+    /// The defaults, in this directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            identity: None,
+            address: String::new(),
+            limits: Limits::default(),
+            segment_bytes: 64 << 20,
+            reserve_bytes: 64 << 20,
+            snapshot_bytes: 32 << 20,
+        }
+    }
+}
+
+/// Why the memory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory is not ours to use.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The log cannot be used.
+    #[error(transparent)]
+    Log(#[from] WalError),
+    /// No snapshot can be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotFileError),
+    /// The log begins behind the newest snapshot that is whole.
+    #[error(
+        "the log begins after entry {log}, the newest whole snapshot ends with entry {snapshot}: what lies between is lost\nhint: restore a backup into an empty data directory, or remove this server from the cluster and join it again"
+    )]
+    Hole {
+        /// The last entry that is no more in the log.
+        log: u64,
+        /// The last entry of the snapshot; 0 when there is none.
+        snapshot: u64,
+    },
+    /// The directory or a thread could not be had.
+    #[error("cannot {operation}")]
+    System {
+        /// What was to be done.
+        operation: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The consensus library refused.
+    #[error("cannot start the replicated log: {0}")]
+    Engine(String),
+}
+
+/// Figures for metrics and the status page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RaftMetrics {
+    /// Half of the last 1,024 frames were durable after this.
+    pub fsync_p50: Duration,
+    /// 99 of 100 of them were.
+    pub fsync_p99: Duration,
+    /// Frames (group commits) written since the start.
+    pub frames: u64,
+    /// Bytes the log uses.
+    pub log_bytes: u64,
+    /// The last entry's index.
+    pub last_index: u64,
+    /// The term.
+    pub term: u64,
+    /// Size of the last snapshot, 0 before the first.
+    pub snapshot_bytes: u64,
+    /// What the watch history weighs.
+    pub history_bytes: usize,
+    /// Objects stored.
+    pub objects: usize,
+    /// Hash of the whole state, for comparison between servers.
+    pub state_hash: u64,
+    /// Whether the log's disk is full.
+    pub disk: Space,
+    /// Why nothing is acknowledged any more, when that is so.
+    pub failure: Option<String>,
+}
+
+/// The handle; clones share one server.
+#[derive(Clone)]
+pub struct Raft {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    identity: Identity,
+    engine: Engine,
+    shared: Arc<Shared>,
+    writer: Arc<Writer>,
+    leader: watch::Receiver<Option<u64>>,
+    proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    stop: watch::Sender<bool>,
+    // Given back last.
+    lock: Mutex<Option<Lock>>,
+}
+
+impl Raft {
+    /// Opens the memory in a directory: takes its lock, loads the newest snapshot, replays the log, and, when this server is
+    /// alone, leads at once. On an empty directory it makes a cluster of one.
+    ///
+    /// # Errors
+    /// The directory is in use or another server's; log or snapshot are damaged; the disk fails.
+    pub async fn open(config: RaftConfig) -> Result<Self, OpenError> {
+        let loading = tokio::task::spawn_blocking(move || load(config));
+        let loaded = loading.await.map_err(|error| system("load the log")(std::io::Error::other(error)))??;
+        let Loaded { config, identity, lock, shared, writer, snapshots, is_new } = loaded;
+        let machine = Machine::new(shared.clone(), snapshots.clone(), config.limits);
+        let refused = |error: &dyn std::fmt::Display| OpenError::Engine(error.to_string());
+        let engine_config = Arc::new(engine_config(identity).validate().map_err(|error| refused(&error))?);
+        let store = LogStore::new(writer.clone());
+        let engine = Engine::new(identity.node, engine_config, NoPeers, store, machine)
+            .await
+            .map_err(|error| OpenError::Engine(coracle_base::one_line(&error)))?;
+        if is_new {
+            let alone = BTreeMap::from([(identity.node, Member { address: config.address.clone() })]);
+            engine.initialize(alone).await.map_err(|error| refused(&error))?;
+        }
+        start_leading(&engine, identity.node).await?;
+
+        let (stop, stopped) = watch::channel(false);
+        let (leader_out, leader) = watch::channel(engine.current_leader().await);
+        let (proposals, queue) = mpsc::channel(QUEUE);
+        let batching = tokio::spawn(batch::run(engine.clone(), writer.stats().clone(), queue));
+        let watching = tokio::spawn(watch_leader(engine.clone(), leader_out));
+        let snapping = tokio::spawn(take_snapshots(engine.clone(), shared.clone(), snapshots, writer.clone(), stopped));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                identity,
+                engine,
+                shared,
+                writer,
+                leader,
+                proposals: Mutex::new(Some(proposals)),
+                tasks: Mutex::new(vec![batching, watching, snapping]),
+                stop,
+                lock: Mutex::new(Some(lock)),
+            }),
+        })
+    }
+
+    /// Proposes one transaction; the answer comes once it is durable and applied.
+    ///
+    /// # Errors
+    /// It did not happen, but for `Uncertain`, and for `Poisoned` and `Stopped`, which may hide that it did.
+    pub async fn propose(&self, transaction: Transaction) -> Proposed {
+        self.queue(transaction)?.await.unwrap_or(Err(ProposeError::Stopped))
+    }
+
+    /// Proposes several; each happens or not for itself, in this order.
+    pub async fn propose_many(&self, transactions: Vec<Transaction>) -> Vec<Proposed> {
+        let waiting: Vec<_> = transactions.into_iter().map(|transaction| self.queue(transaction)).collect();
+        let mut answers = Vec::with_capacity(waiting.len());
+        for waiting in waiting {
+            answers.push(match waiting {
+                Ok(waiting) => waiting.await.unwrap_or(Err(ProposeError::Stopped)),
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+
+    fn queue(&self, transaction: Transaction) -> Result<oneshot::Receiver<Proposed>, ProposeError> {
+        let stats = self.inner.writer.stats();
+        if let Some(reason) = stats.failure() {
+            return Err(ProposeError::Poisoned(reason.to_owned()));
+        }
+        match stats.space() {
+            Space::Free => {}
+            Space::Low if is_frugal(&transaction) => {}
+            Space::Low | Space::Out => return Err(ProposeError::DiskFull),
+        }
+        let bytes = codec::encode_part(&transaction).map_err(ProposeError::Unwritable)?;
+        let (answer, waiting) = oneshot::channel();
+        let proposals = self.inner.proposals.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = proposals.as_ref().ok_or(ProposeError::Stopped)?;
+        queue.try_send(Proposal { transaction, bytes, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
+            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
+        })?;
+        Ok(waiting)
+    }
+
+    /// The state as this server knows it.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.inner.shared.view()
+    }
+
+    /// Woken with every change; slow readers see the latest only.
+    #[must_use]
+    pub fn revision_changes(&self) -> watch::Receiver<Generation> {
+        self.inner.shared.changes()
+    }
+
+    /// The changes after a revision, of one resource or of all, oldest first.
+    ///
+    /// # Errors
+    /// History no longer reaches back so far.
+    pub fn events_after(&self, revision: Revision, resource: Option<&str>) -> Result<Vec<Event>, Gone> {
+        self.inner.shared.with_store(|store| store.events_after(revision, resource))
+    }
+
+    /// The oldest revision a watcher can resume from.
+    #[must_use]
+    pub fn oldest_resumable(&self) -> Revision {
+        self.inner.shared.with_store(coracle_store::Store::oldest_resumable)
+    }
+
+    /// A state that holds everything acknowledged anywhere before this call.
+    ///
+    /// # Errors
+    /// This server does not lead, or has failed.
+    pub async fn read_barrier(&self) -> Result<View, ProposeError> {
+        if let Some(reason) = self.inner.writer.stats().failure() {
+            return Err(ProposeError::Poisoned(reason.to_owned()));
+        }
+        match self.inner.engine.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Ok(self.view()),
+            Err(openraft::errors::RaftError::Fatal(_)) => Err(ProposeError::Stopped),
+            Err(openraft::errors::RaftError::APIError(_)) => {
+                Err(ProposeError::NotLeader { leader: *self.inner.leader.borrow() })
+            }
+        }
+    }
+
+    /// Whether this server leads, as far as it knows.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        *self.inner.leader.borrow() == Some(self.inner.identity.node)
+    }
+
+    /// Who leads, as far as this server knows.
+    #[must_use]
+    pub fn leader_changes(&self) -> watch::Receiver<Option<u64>> {
+        self.inner.leader.clone()
+    }
+
+    /// This server and its cluster.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.inner.identity
+    }
+
+    /// Figures of this moment.
+    #[must_use]
+    pub fn metrics(&self) -> RaftMetrics {
+        let stats = self.inner.writer.stats();
+        let view = self.view();
+        let (history_bytes, state_hash) =
+            self.inner.shared.with_store(|store| (store.history_bytes(), store.state_hash()));
+        let last = self.inner.writer.index().lock().unwrap_or_else(PoisonError::into_inner).last();
+        RaftMetrics {
+            fsync_p50: stats.durable_after(0.5),
+            fsync_p99: stats.durable_after(0.99),
+            frames: stats.frames(),
+            log_bytes: stats.bytes(),
+            last_index: last.map_or(0, |last| last.index),
+            term: last.map_or(0, |last| last.term),
+            snapshot_bytes: self.inner.shared.saved().map_or(0, |saved| saved.bytes),
+            history_bytes,
+            objects: view.len(),
+            state_hash,
+            disk: stats.space(),
+            failure: stats.failure().map(str::to_owned),
+        }
+    }
+
+    /// Takes nothing more, finishes what is queued, closes the log and gives the directory back. A second call does nothing.
+    pub async fn shutdown(&self) {
+        drop(self.inner.proposals.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.inner.stop.send_replace(true);
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut tasks = tasks.into_iter();
+        if let Some(batching) = tasks.next() {
+            report(batching.await);
+        }
+        if let Err(error) = self.inner.engine.shutdown().await {
+            tracing::error!(%error, "the replicated log did not stop in order");
+        }
+        for task in tasks {
+            report(task.await);
+        }
+        let writer = self.inner.writer.clone();
+        report(tokio::task::spawn_blocking(move || writer.stop()).await);
+        drop(self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl std::fmt::Debug for Raft {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Raft({:016x})", self.inner.identity.node)
+    }
+}
+
+fn report(result: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = result {
+        tracing::error!(%error, "a task of the replicated log panicked");
+    }
+}
+
+fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> OpenError {
+    move |source| OpenError::System { operation, source }
+}
+
+struct Loaded {
+    config: RaftConfig,
+    identity: Identity,
+    lock: Lock,
+    shared: Arc<Shared>,
+    writer: Arc<Writer>,
+    snapshots: Snapshots,
+    is_new: bool,
+}
+
+// All that blocks.
+fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
+    let lock = Lock::take(&config.dir)?;
+    let identity = identity::load_or_make(&config.dir, config.identity)?;
+    let disk = |name: &str| open_directory(&config.dir.join(name));
+    let snapshots = Snapshots::new(disk("snapshots")?, identity.cluster);
+    let loaded = snapshots.load(config.limits)?;
+    let log_config = LogConfig {
+        cluster: identity.cluster,
+        node: identity.node,
+        segment_bytes: config.segment_bytes,
+        reserve_bytes: config.reserve_bytes,
+    };
+    let log = Log::open(disk("log")?, log_config)?;
+    let reached = loaded.as_ref().map(|(saved, _)| saved.reach.last.index);
+    let index = log.index();
+    let index = index.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_new = index.last().is_none() && reached.is_none();
+    if let Some(purged) = index.purged.filter(|purged| reached.is_none_or(|reached| reached < purged.index)) {
+        return Err(OpenError::Hole { log: purged.index, snapshot: reached.unwrap_or(0) });
+    }
+    let log_bytes = index.bytes_after(reached);
+    drop(index);
+    let shared = Shared::new(loaded, config.limits, config.snapshot_bytes, log_bytes)
+        .map_err(system("read the list of servers"))?;
+    let writer = Writer::start(log).map_err(system("start the log's thread"))?;
+    Ok(Loaded { config, identity, lock, shared: Arc::new(shared), writer: Arc::new(writer), snapshots, is_new })
+}
+
+fn open_directory(path: &Path) -> Result<Arc<RealDisk>, OpenError> {
+    Ok(Arc::new(RealDisk::open(path).map_err(system("open the log's directory"))?))
+}
+
+fn engine_config(identity: Identity) -> Config {
+    Config {
+        cluster_name: format!("{:032x}", identity.cluster),
+        heartbeat_interval: 100,
+        election_timeout_min: 500,
+        election_timeout_max: 1000,
+        // Snapshots and purges are ours: by bytes, and only back to the last snapshot but one.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: 20_000,
+        // A server alone has nobody to send beats to and elects itself by hand; it would wake fifty times a second for nothing.
+        enable_tick: false,
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    }
+}
+
+/// Leads at once when nobody else could, and waits until all that was acknowledged before is applied.
+async fn start_leading(engine: &Engine, node: u64) -> Result<(), OpenError> {
+    let alone = engine.voter_ids().all(|voter| voter == node);
+    if !alone {
+        engine.runtime_config().tick(true);
+        return Ok(());
+    }
+    let failed = |error: &dyn std::fmt::Display| OpenError::Engine(error.to_string());
+    if !engine.is_leader() {
+        engine.trigger().elect(false).await.map_err(|error| failed(&error))?;
+    }
+    let wait = engine.wait(Some(Duration::from_secs(60)));
+    wait.metrics(
+        |metrics| {
+            let applied = metrics.last_applied.as_ref().map(|id| id.index);
+            let leads = metrics.state == ServerState::Leader;
+            // The leader's own blank entry is the last: with it everything before is committed.
+            let caught_up = applied.is_some() && applied >= metrics.last_log_index;
+            leads
+                && caught_up
+                && metrics.last_applied.as_ref().map(|id| id.leader_id.term) == Some(metrics.current_term)
+        },
+        "leads alone and has applied its log",
+    )
+    .await
+    .map_err(|error| failed(&error))?;
+    Ok(())
+}
+
+async fn watch_leader(engine: Engine, out: watch::Sender<Option<u64>>) {
+    use openraft::async_runtime::watch::WatchReceiver;
+    let mut changes = engine.server_metrics();
+    loop {
+        let leader = {
+            let seen = changes.borrow_watched();
+            if seen.state == ServerState::Shutdown { None } else { seen.current_leader }
+        };
+        out.send_if_modified(|known| std::mem::replace(known, leader) != leader);
+        if changes.changed().await.is_err() {
+            out.send_replace(None);
+            return;
+        }
+    }
+}
+
+/// Writes a snapshot whenever enough log has piled up, tells the library of it, and lets go of the log before the snapshot
+/// before: if the newest file turns out damaged, the older one and the log since then still say everything.
+async fn take_snapshots(
+    engine: Engine,
+    shared: Arc<Shared>,
+    snapshots: Snapshots,
+    writer: Arc<Writer>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        // Both branches only wait; dropping either loses nothing.
+        tokio::select! {
+            () = shared.snapshot_due.notified() => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let Some((reach, frozen)) = shared.due() else { continue };
+        let writing = snapshots.clone();
+        let last = reach.last;
+        let written = tokio::task::spawn_blocking(move || writing.write(&reach, &frozen)).await;
+        let saved = match written {
+            Ok(Ok(saved)) => saved,
+            Ok(Err(error)) => {
+                tracing::warn!(error = %coracle_base::one_line(&error), "no snapshot was written; the next change tries again");
+                continue;
+            }
+            Err(error) => {
+                tracing::error!(%error, "writing a snapshot panicked");
+                continue;
+            }
+        };
+        tracing::info!(index = last.index, bytes = saved.bytes, "snapshot written");
+        let log_bytes = writer.index().lock().unwrap_or_else(PoisonError::into_inner).bytes_after(Some(last.index));
+        let before = shared.took(saved, log_bytes);
+        if let Err(error) = hand_over(&engine, last.index, before.map(|before| before.reach.last.index)).await {
+            tracing::info!(%error, "the log is not shortened: it stops");
+            return;
+        }
+    }
+}
+
+async fn hand_over(engine: &Engine, index: u64, purge: Option<u64>) -> Result<(), openraft::errors::Fatal<Types>> {
+    engine.trigger().snapshot().await?;
+    let Some(purge) = purge else { return Ok(()) };
+    let wait = engine.wait(Some(Duration::from_secs(30)));
+    let known = |metrics: &openraft::RaftMetrics<Types>| {
+        metrics.snapshot.as_ref().is_some_and(|snapshot| snapshot.index >= index)
+    };
+    if let Err(error) = wait.metrics(known, "knows of the snapshot").await {
+        tracing::warn!(%error, "the log is not shortened this time");
+        return Ok(());
+    }
+    engine.trigger().purge_log(purge).await
+}
