@@ -22,6 +22,8 @@ pub(super) struct Place {
 pub struct Index {
     pub(super) places: VecDeque<Place>,
     pub(super) files: BTreeMap<u64, Arc<dyn DiskFile>>,
+    /// The first entry of what is left of the log, which follows what is gone; recovery sets it.
+    pub(super) start: Option<u64>,
     /// The last vote.
     pub ballot: Option<Ballot>,
     /// The last committed position written.
@@ -92,7 +94,8 @@ impl Index {
         match record {
             Record::Entry(entry) => {
                 let at = entry.at;
-                if self.last().is_some() && at.index != self.next_index() {
+                let begins = self.places.is_empty() && self.start.take() == Some(at.index);
+                if self.last().is_some() && at.index != self.next_index() && !begins {
                     return Err(format!("entry {} follows entry {}", at.index, self.next_index().wrapping_sub(1)));
                 }
                 self.places.push_back(Place { at, sequence, frame, length });

@@ -27,7 +27,7 @@ impl Log {
         if sequences.is_empty() {
             sequences.push(make_first(&*disk, &config)?);
         }
-        let mut walk = Walk { config, index: Index::default(), expected: None, held: Vec::new() };
+        let mut walk = Walk { config, index: Index::default(), expected: None, held: Vec::new(), first_entry: None };
         let mut segments = Vec::new();
         for (at, sequence) in sequences.iter().enumerate() {
             let segment = Segment::open(&*disk, *sequence)?;
@@ -35,6 +35,7 @@ impl Log {
             walk.index.files.insert(*sequence, segment.file.clone());
             segments.push(segment);
         }
+        walk.check_start(&segments)?;
         let (number, chain) = walk.expected.map_or((1, 0), |expected| (expected.first_frame, expected.before));
         let Some(last) = segments.pop() else { return Err(WalError::Closed) };
         let mut log = Self {
@@ -80,9 +81,24 @@ struct Walk {
     /// What the next segment, or the next frame, must begin with; `None` before the first.
     expected: Option<Start>,
     held: Vec<Held>,
+    /// The first entry met.
+    first_entry: Option<u64>,
 }
 
 impl Walk {
+    // Segments before the first were removed because of a purge that a later segment tells of: by the end of the walk that
+    // purge must cover everything before the first entry met.
+    fn check_start(&self, segments: &[Segment]) -> Result<(), WalError> {
+        let purged = self.index.purged.map(|at| at.index);
+        match (segments.first(), self.first_entry) {
+            (Some(first), Some(entry)) if first.sequence > 1 && purged.is_none_or(|purged| purged + 1 < entry) => {
+                let purged = purged.map_or("none".to_owned(), |purged| purged.to_string());
+                Err(first.corrupt(0, format!("the log begins with entry {entry}, the last purged entry is {purged}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn segment(&mut self, segment: &Segment, is_last: bool) -> Result<(), WalError> {
         let start = Start::read(&*segment.file, &segment.name, &self.config)?;
         if start.sequence != segment.sequence {
@@ -129,6 +145,10 @@ impl Walk {
         let records = frame::records(bytes).map_err(|error| segment.corrupt(offset, error.to_string()))?;
         let ends = records.iter().skip(1).map(|(start, _)| *start).chain([bytes.len()]);
         for ((start, record), end) in records.iter().zip(ends) {
+            if let (Record::Entry(entry), None) = (record, self.first_entry) {
+                self.first_entry = Some(entry.at.index);
+                self.index.start = Some(entry.at.index);
+            }
             self.index
                 .apply(record, segment.sequence, offset, (end - start) as u32)
                 .map_err(|what| segment.corrupt(offset + HEADER as u64, what))?;
