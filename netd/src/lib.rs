@@ -10,6 +10,7 @@ mod handle;
 mod links;
 mod namespace;
 mod owner;
+mod reaper;
 mod settings;
 mod socket;
 mod sweeper;

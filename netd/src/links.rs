@@ -257,6 +257,13 @@ pub(crate) fn delete(socket: &mut Socket, name: &str) -> io::Result<()> {
     request(socket, vec![(RouteNetlinkMessage::DelLink(message), 0)], &[libc::ENODEV])
 }
 
+/// Deletes the link of a number; one that is not there is no error.
+pub(crate) fn delete_index(socket: &mut Socket, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    request(socket, vec![(RouteNetlinkMessage::DelLink(message), 0)], &[libc::ENODEV])
+}
+
 fn address_message(link: u32, address: Ipv4Addr, prefix: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;

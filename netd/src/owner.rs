@@ -13,9 +13,10 @@ use tokio::sync::oneshot;
 use crate::firewall::Firewall;
 use crate::handle::{Finding, NetConfig, PodLink, Report};
 use crate::links::{self, Address, Link, ROUTE_PROTOCOL};
+use crate::reaper::{Doomed, Reaper};
 use crate::socket::Socket;
 use crate::sweeper::Sweeper;
-use crate::{NetError, doctor, namespace, settings};
+use crate::{NetError, doctor, namespace, reaper, settings};
 
 /// How often the thread looks, unasked, whether all is still there.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ pub(crate) struct Owner {
     route: Socket,
     firewall: Firewall,
     sweeper: Sweeper,
+    reaper: Reaper,
     bridge: u32,
     /// Service addresses that are addresses of the bridge.
     local_vips: Vec<Ipv4Addr>,
@@ -55,8 +57,9 @@ impl Owner {
         let route = Socket::route().map_err(netlink("socket for links and routes"))?;
         let firewall = Firewall::start(layout(&config))?;
         let sweeper = Sweeper::start(config.service_cidr).map_err(netlink("thread for connection tracking"))?;
+        let reaper = Reaper::start().map_err(netlink("thread for deleting links"))?;
         let local_vips = firewall.tables().local_vips().collect();
-        let mut owner = Owner { config, route, firewall, sweeper, bridge: 0, local_vips };
+        let mut owner = Owner { config, route, firewall, sweeper, reaper, bridge: 0, local_vips };
         owner.ensure_links()?;
         Ok(owner)
     }
@@ -84,7 +87,7 @@ impl Owner {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Attach { netns, pod, ip, answer } => reply(answer, self.attach(&netns, &pod, ip)),
-            Command::Detach { pod, answer } => reply(answer, self.detach(&pod)),
+            Command::Detach { pod, answer } => self.detach(&pod, answer),
             Command::List { answer } => reply(answer, self.list()),
             Command::Apply { desired, answer } => reply(answer, self.apply(&desired)),
             Command::Repair { answer } => reply(answer, self.repair()),
@@ -241,9 +244,15 @@ impl Owner {
         Ok(found)
     }
 
-    fn detach(&mut self, pod: &str) -> Result<(), NetError> {
-        let name = link_name(&self.config, pod);
-        links::delete(&mut self.route, &name).map_err(self.netlink("deleting a pod's link"))
+    fn detach(&mut self, pod: &str, answer: Answer<()>) {
+        let index = match self.find(&link_name(&self.config, pod)) {
+            Ok(Some(link)) => link.index,
+            Ok(None) => return reply(answer, Ok(())),
+            Err(error) => return reply(answer, Err(error)),
+        };
+        if let Err(doomed) = self.reaper.take(Doomed { index, answer }) {
+            reaper::delete(&mut self.route, doomed);
+        }
     }
 
     fn list(&mut self) -> Result<Vec<PodLink>, NetError> {
