@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use coracle_controllers::nodehealth::{self, Beat};
 use coracle_controllers::{Ids, all};
-use coracle_manifests::view::{is_deleting, is_true, list, text};
+use coracle_manifests::view::{is_deleting, is_finished, is_true, list, text};
 use coracle_manifests::{default, kinds, time};
 use coracle_store::{Expect, Key, Limits, Object, Op, Outcome, Store, Transaction, View};
 use serde_json::{Value, json};
@@ -211,7 +211,7 @@ impl World {
             }
             if is_deleting(pod.tree()) {
                 self.apply(Op::Delete { key: pod.key.clone(), expect: Expect::default() }).expect("ended");
-            } else if !is_true(pod.tree(), "Ready") {
+            } else if !is_true(pod.tree(), "Ready") && !is_finished(pod.tree()) {
                 self.report(&pod, true);
             }
         }
