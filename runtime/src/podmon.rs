@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use coracle_plan::message::{Fields, MAX_PACKET, Packet, Record, answer, request};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -96,19 +96,32 @@ impl From<Record> for ContainerState {
     }
 }
 
+/// Podmon in memory, once for all pods of this agent: they share its pages.
+static SEALED: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Nobody, not even a container that gets hold of it, can write the program that watches it (CVE-2019-5736).
+fn sealed() -> rustix::io::Result<OwnedFd> {
+    let memory = rustix::fs::memfd_create("podmon", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut rest = PROGRAM;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&memory, rest)?;
+        rest = &rest[written..];
+    }
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&memory, seals)?;
+    Ok(memory)
+}
+
 /// Starts a podmon in `dir`; returns when its socket listens.
 pub(crate) fn spawn(dir: &Path, hostname: &str, host_network: bool) -> Result<(), PodmonError> {
     let bad = |what: &str, error: &dyn std::fmt::Display| PodmonError::Start(format!("{what}: {error}"));
-    let memory = rustix::fs::memfd_create("podmon", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map_err(|error| bad("memfd_create", &error))?;
-    let mut rest = PROGRAM;
-    while !rest.is_empty() {
-        let written = rustix::io::write(&memory, rest).map_err(|error| bad("write", &error))?;
-        rest = &rest[written..];
-    }
-    // Nobody, not even a container that gets hold of it, can write the program that watches it (CVE-2019-5736).
-    rustix::fs::fcntl_add_seals(&memory, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)
-        .map_err(|error| bad("seal", &error))?;
+    let memory = match SEALED.get() {
+        Some(memory) => memory,
+        None => {
+            let made = sealed().map_err(|error| bad("seal the program", &error))?;
+            SEALED.get_or_init(|| made)
+        }
+    };
     let mut command = std::process::Command::new(format!("/proc/self/fd/{}", memory.as_raw_fd()));
     command.arg(dir).arg(hostname);
     if host_network {

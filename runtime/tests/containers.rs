@@ -1,133 +1,14 @@
 //! Real containers on this kernel, with a busybox root. Needs root and a static busybox.
-#![allow(clippy::print_stdout)] // SKIP lines
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+mod lab;
 
-use coracle_runtime::{
-    ContainerLaunch, ContainerState, ExecRequest, Limits, LogSpec, PodHandle, PodSpec, Runtime, RuntimeConfig,
-    RuntimeError, rootfs,
-};
-use oci_spec::runtime::{Process, Spec};
-use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
 
-/// A runtime of its own folder and cgroup name; both go with it.
-struct Lab {
-    dir: tempfile::TempDir,
-    runtime: Runtime,
-    layer: PathBuf,
-    config: RuntimeConfig,
-}
-
-fn busybox() -> Option<PathBuf> {
-    let found = ["/bin/busybox", "/usr/bin/busybox"].iter().map(PathBuf::from).find(|path| path.exists());
-    if found.is_none() {
-        println!("SKIP: busybox is not installed");
-    }
-    found
-}
-
-async fn lab(name: &str) -> Option<Lab> {
-    let busybox = busybox()?;
-    let dir = tempfile::Builder::new().prefix("coracle-rt").tempdir().unwrap();
-    let layer = dir.path().join("layer");
-    for folder in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
-        std::fs::create_dir_all(layer.join(folder)).unwrap();
-    }
-    std::fs::copy(busybox, layer.join("bin/busybox")).unwrap();
-    for tool in [
-        "sh", "cat", "sleep", "true", "id", "ls", "echo", "head", "mkdir", "touch", "grep", "ln", "test", "kill",
-        "readlink", "mount", "dd", "tail",
-    ] {
-        std::os::unix::fs::symlink("busybox", layer.join("bin").join(tool)).unwrap();
-    }
-    let config = RuntimeConfig {
-        run_dir: dir.path().join("run"),
-        cgroup_name: format!("coracle-test-{}-{name}", std::process::id()),
-    };
-    let runtime = Runtime::open(config.clone()).await.unwrap();
-    Some(Lab { dir, runtime, layer, config })
-}
-
-impl Lab {
-    async fn pod(&self, id: &str) -> PodHandle {
-        self.runtime.create_pod(PodSpec { id: id.into(), hostname: "lab".into(), ..PodSpec::default() }).await.unwrap()
-    }
-
-    fn root(&self, name: &str) -> std::os::fd::OwnedFd {
-        let base = self.dir.path().join("roots").join(name);
-        rootfs::overlay(std::slice::from_ref(&self.layer), &base.join("upper"), &base.join("work")).unwrap()
-    }
-
-    async fn try_start(&self, pod: &PodHandle, id: &str, spec: Value, limits: Limits) -> Result<u32, RuntimeError> {
-        let log = LogSpec { path: self.log(id), max_bytes: 1 << 20, files: 3 };
-        let spec: Spec = serde_json::from_value(spec).unwrap();
-        let rootfs = self.root(&format!("{}-{id}", pod.id()));
-        pod.start(ContainerLaunch { id: id.into(), attempt: 0, spec, rootfs, log, limits })
-            .await
-            .map(|started| started.pid)
-    }
-
-    async fn start(&self, pod: &PodHandle, id: &str, script: &str) -> u32 {
-        self.try_start(pod, id, spec(&["sh", "-c", script]), Limits::default()).await.unwrap()
-    }
-
-    fn log(&self, id: &str) -> PathBuf {
-        self.dir.path().join("logs").join(format!("{id}.log"))
-    }
-
-    /// The log's text without times, tags and streams.
-    fn said(&self, id: &str) -> String {
-        let text = std::fs::read_to_string(self.log(id)).unwrap_or_default();
-        text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n").collect()
-    }
-
-    async fn finish(self) {
-        self.runtime.cleanup_all().await.unwrap();
-        assert!(left_over(&self.config.cgroup_name).is_empty(), "{:?}", left_over(&self.config.cgroup_name));
-    }
-}
-
-/// Cgroup folders of a name that are still there.
-fn left_over(name: &str) -> Vec<PathBuf> {
-    let mut mounts = vec![PathBuf::from("/sys/fs/cgroup")];
-    mounts.extend(std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path()));
-    mounts.into_iter().map(|mount| mount.join(name)).filter(|path| path.exists()).collect()
-}
-
-fn spec(args: &[&str]) -> Value {
-    let caps = json!(["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"]);
-    json!({
-        "ociVersion": "1.2.0",
-        "process": {"user": {"uid": 0, "gid": 0}, "args": args, "env": ["PATH=/bin"], "cwd": "/", "capabilities": {"bounding": caps}},
-        "root": {"path": "rootfs"},
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
-        ],
-        "linux": {
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware", "/proc/acpi"],
-            "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"],
-        },
-    })
-}
-
-async fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < until, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await; // poll
-    }
-}
-
-async fn ended(pod: &PodHandle, id: &str) -> ContainerState {
-    let find = || pod.containers().into_iter().find(|state| state.id == id && !state.running);
-    wait("the container to end", || find().is_some()).await;
-    find().unwrap()
-}
+use coracle_runtime::{ExecRequest, Limits, PodSpec, Runtime, RuntimeError};
+use lab::{ended, lab, left_over, spec, wait};
+use oci_spec::runtime::Process;
+use serde_json::json;
 
 #[tokio::test]
 async fn exit_codes_signals_logs_and_events() {
@@ -330,29 +211,4 @@ async fn an_agent_that_comes_back_finds_its_pods() {
     );
     third.cleanup_all().await.unwrap();
     assert!(left_over(&lab.config.cgroup_name).is_empty());
-}
-
-#[tokio::test]
-async fn many_pods_leave_nothing_behind() {
-    let Some(lab) = lab("cycles").await else { return };
-    let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap().lines().count();
-    let mut before = None;
-    for round in 0..60 {
-        let id = format!("p{round}");
-        let pod = lab.pod(&id).await;
-        lab.start(&pod, "a", "exit 0").await;
-        ended(&pod, "a").await;
-        pod.remove().await.unwrap();
-        drop(pod);
-        if round == 5 {
-            before = Some((fds(), mounts()));
-        }
-    }
-    let before = before.unwrap();
-    // Other tests of this process run beside: their descriptors may come and go.
-    wait("the count of mounts to be as before", || mounts() <= before.1).await;
-    assert!(fds() < before.0 + 40, "{} descriptors, {} before", fds(), before.0);
-    assert_eq!(std::fs::read_dir(lab.config.run_dir.join("pods")).unwrap().count(), 0);
-    lab.finish().await;
 }

@@ -419,3 +419,87 @@ pub fn describe(op: &Op<'_>) -> String {
         Op::Exec { args, .. } => format!("execute `{}`", args.first().map(|word| text(word)).unwrap_or_default()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Reads everything that can be read.
+    fn drain(bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut decoder = Decoder::new(bytes)?;
+        let mut count = 0;
+        while let Some(op) = decoder.next_op()? {
+            let _ = describe(&op);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut encoder = Encoder::new();
+        encoder.op(&Op::Cgroup { fd: 1 });
+        encoder.op(&Op::Root { fd: 0, stage: b"/run/stage" });
+        encoder.op(&Op::NewFs {
+            kind: b"tmpfs",
+            target: b"/dev",
+            attributes: 6,
+            options: vec![b"mode=755", b"size=1k"],
+        });
+        encoder.op(&Op::Bind { fd: 2, target: b"/data", attributes: 1 });
+        encoder.op(&Op::Device { path: b"/dev/null", mode: 0o666, major: 1, minor: 3 });
+        encoder.op(&Op::Pivot);
+        encoder.op(&Op::Seccomp { flags: 0, program: &[6, 0, 0, 0, 0, 0, 0xff, 0x7f] });
+        encoder.op(&Op::Identity { uid: 1, gid: 2, groups: vec![3, 4], capabilities: 5 });
+        encoder.op(&Op::Exec { args: vec![b"sh", b"-c", b"true"], env: vec![b"A=b"] });
+        encoder.finish()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = sample();
+        let mut decoder = Decoder::new(&bytes).unwrap();
+        let mut ops = Vec::new();
+        while let Some(op) = decoder.next_op().unwrap() {
+            ops.push(op);
+        }
+        assert_eq!(ops.len(), 9);
+        assert_eq!(ops[3], Op::Bind { fd: 2, target: b"/data\0", attributes: 1 });
+        assert_eq!(ops[6], Op::Seccomp { flags: 0, program: &[6, 0, 0, 0, 0, 0, 0xff, 0x7f] });
+        assert_eq!(ops[8], Op::Exec { args: vec![b"sh\0", b"-c\0", b"true\0"], env: vec![b"A=b\0"] });
+    }
+
+    #[test]
+    fn a_plan_cut_anywhere_is_malformed_or_shorter() {
+        let bytes = sample();
+        let all = drain(&bytes).unwrap();
+        for length in 0..bytes.len() {
+            assert!(drain(&bytes[..length]).is_err() || drain(&bytes[..length]).unwrap() < all, "{length}");
+        }
+        assert_eq!(drain(&[9, 0, 0, 0]), Err(Malformed));
+        assert_eq!(Decoder::new(&vec![0; MAX_PLAN + 1]).map(drop), Err(Malformed));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let mut plan = VERSION.to_le_bytes().to_vec();
+            plan.extend(&bytes);
+            let _ = drain(&plan);
+            let mut fields = crate::message::Fields::new(&bytes);
+            while fields.record().is_some() {}
+            let mut fields = crate::message::Fields::new(&bytes);
+            while fields.text().is_some() {}
+        }
+
+        #[test]
+        fn a_flipped_byte_never_panics(at in 0_usize..200, value in any::<u8>()) {
+            let mut bytes = sample();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            let _ = drain(&bytes);
+        }
+    }
+}

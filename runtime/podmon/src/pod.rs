@@ -42,6 +42,8 @@ pub(crate) struct Pod {
     journal: File,
     containers: Vec<Container>,
     execs: Vec<Exec>,
+    /// For packets and output alike, one for the life of the pod: what is not allocated again and again does not grow the heap.
+    buffer: Vec<u8>,
     ending: bool,
 }
 
@@ -105,6 +107,7 @@ pub(crate) fn start(
         journal,
         containers: Vec::new(),
         execs: Vec::new(),
+        buffer: vec![0; MAX_PACKET],
         ending: false,
     }))
 }
@@ -202,14 +205,14 @@ impl Pod {
 
     /// Reads and answers one request.
     fn serve(&mut self, client: RawFd) {
-        let mut buffer = vec![0_u8; MAX_PACKET];
-        let (length, fds) = match receive(client, &mut buffer) {
+        let (length, fds) = match receive(client, &mut self.buffer) {
             Ok((0, _)) => return self.clients.retain(|other| other.as_raw_fd() != client),
             Ok(received) => received,
             Err(libc::EAGAIN | libc::EINTR) => return,
             Err(_) => return self.clients.retain(|other| other.as_raw_fd() != client),
         };
-        let mut fields = Fields::new(&buffer[..length]);
+        let request = self.buffer[..length].to_vec();
+        let mut fields = Fields::new(&request);
         let (Some(code), Some(sequence)) = (fields.u32(), fields.u32()) else { return };
         let done = match code {
             request::START => self.start_container(&mut fields, fds),
@@ -246,6 +249,8 @@ impl Pod {
             }
         }
         send(client, packet.bytes());
+        drop(request);
+        give_back();
     }
 
     fn broadcast(&mut self, packet: &Packet) {
@@ -430,12 +435,11 @@ impl Pod {
     fn read_output(&mut self, index: usize, stream: usize) {
         let Some(container) = self.containers.get_mut(index) else { return };
         let Some((fd, pending)) = container.outputs[stream].as_mut() else { return };
-        let mut buffer = [0_u8; 16 << 10];
         // SAFETY: the buffer has the size that is given.
-        let read = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        let read = unsafe { libc::read(fd.as_raw_fd(), self.buffer.as_mut_ptr().cast(), self.buffer.len()) };
         let name = if stream == 0 { "stdout" } else { "stderr" };
         match read {
-            1.. => container.log.take(name, pending, &buffer[..read as usize]),
+            1.. => container.log.take(name, pending, &self.buffer[..read as usize]),
             0 => {
                 container.log.end(name, pending);
                 container.outputs[stream] = None;
@@ -501,15 +505,22 @@ fn launch(
 
 fn read_plan(fd: OwnedFd) -> Sys<Vec<u8>> {
     let file = File::from(fd);
-    let mut plan = Vec::new();
-    let mut chunk = vec![0_u8; 16 << 10];
-    loop {
-        match file.read_at(&mut chunk, plan.len() as u64) {
-            Ok(0) => return Ok(plan),
-            Ok(read) if plan.len() + read <= MAX_PLAN => plan.extend_from_slice(&chunk[..read]),
-            Ok(_) => return Err(libc::E2BIG),
-            Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EIO)),
-        }
+    let errno = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+    let length = usize::try_from(file.metadata().map_err(errno)?.len()).unwrap_or(usize::MAX);
+    if length > MAX_PLAN {
+        return Err(libc::E2BIG);
+    }
+    let mut plan = vec![0; length];
+    file.read_exact_at(&mut plan, 0).map_err(errno)?;
+    Ok(plan)
+}
+
+/// What the allocator keeps for later goes back to the kernel: later may be in a month.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only touches memory that is free.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
