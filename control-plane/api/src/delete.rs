@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coracle_manifests::view::{is_deleting, is_finished, list, text};
+use coracle_manifests::view::{is_deleting, list, text};
 use coracle_store::{Expect, Object, Op, Outcome};
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -15,8 +15,12 @@ use crate::status::{self, Failure};
 use crate::verbs::{Answer, Asked};
 use crate::write::{is_dry, shown};
 
+/// Longest grace, seconds: later times than this clients cannot read.
+const MAX_GRACE: u64 = 1 << 31;
+
 /// What `DeleteOptions` say, from the body or the query.
 struct Options {
+    dry: bool,
     grace: Option<u64>,
     propagation: String,
     uid: Option<String>,
@@ -24,22 +28,27 @@ struct Options {
 }
 
 fn options(asked: &Asked) -> Result<Options, Failure> {
-    let body: Value = if asked.body.is_empty() {
-        Value::Null
-    } else if asked.content_type.contains("protobuf") {
-        return Err(Failure::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "UnsupportedMediaType",
-            "protobuf bodies are not supported yet; send application/json",
-        ));
-    } else {
-        coracle_manifests::decode::json(&asked.body).map_err(|problem| Failure::bad_request(problem.to_string()))?.value
-    };
+    let body = if asked.body.is_empty() { Value::Null } else { asked.tree()?.0 };
     let query = |name: &str| asked.query.get(name);
-    let grace = match query("gracePeriodSeconds") {
-        Some(text) => Some(text.parse().map_err(|_| Failure::bad_request("`gracePeriodSeconds` is not a number"))?),
-        None => body["gracePeriodSeconds"].as_u64(),
+    let grace = match (query("gracePeriodSeconds"), &body["gracePeriodSeconds"]) {
+        (None, Value::Null) => None,
+        (Some(text), _) => Some(text.parse().ok()),
+        (None, value) => Some(value.as_u64()),
     };
+    let grace = match grace {
+        Some(Some(seconds)) => Some(u64::min(seconds, MAX_GRACE)),
+        Some(None) => {
+            return Err(Failure::bad_request("`gracePeriodSeconds` is not a whole number of seconds, 0 or more"));
+        }
+        None => None,
+    };
+    let mut dry = is_dry(asked)?;
+    for value in list(&body["dryRun"]) {
+        if value != "All" {
+            return Err(Failure::bad_request(format!("dryRun {value} is not supported; `All` is")));
+        }
+        dry = true;
+    }
     let mut propagation = query("propagationPolicy").unwrap_or_else(|| text(&body["propagationPolicy"])).to_owned();
     if propagation.is_empty() {
         let orphan = query("orphanDependents") == Some("true") || body["orphanDependents"] == true;
@@ -52,6 +61,7 @@ fn options(asked: &Asked) -> Result<Options, Failure> {
     }
     let own = |value: &Value| value.as_str().map(ToOwned::to_owned);
     Ok(Options {
+        dry,
         grace,
         propagation,
         uid: own(&body["preconditions"]["uid"]),
@@ -67,8 +77,7 @@ enum Left {
 
 pub(crate) async fn delete(door: &Arc<Door>, place: &Place, asked: &Asked) -> Answer {
     let options = options(asked)?;
-    let dry = is_dry(asked)?;
-    match one(door, place, &options, dry).await? {
+    match one(door, place, &options).await? {
         Left::Gone(object) => {
             Ok(answer::json(StatusCode::OK, &status::success(place.kind, &object.key.name, &object.uid)))
         }
@@ -78,7 +87,6 @@ pub(crate) async fn delete(door: &Arc<Door>, place: &Place, asked: &Asked) -> An
 
 pub(crate) async fn collection(door: &Arc<Door>, place: &Place, asked: &Asked) -> Answer {
     let options = options(asked)?;
-    let dry = is_dry(asked)?;
     let filter = Filter::of(place, &asked.query)?;
     let view = door.cluster.view();
     if place.kind.namespaced && place.namespace.is_none() {
@@ -92,7 +100,7 @@ pub(crate) async fn collection(door: &Arc<Door>, place: &Place, asked: &Asked) -
             name: Some(object.key.name.to_string()),
             sub: None,
         };
-        match one(door, &of, &options, dry).await {
+        match one(door, &of, &options).await {
             Ok(Left::Gone(object) | Left::Going(object)) => items.push((**object.tree()).clone()),
             Err(failure) if failure.code == StatusCode::NOT_FOUND => {}
             Err(failure) => return Err(failure),
@@ -107,7 +115,7 @@ pub(crate) async fn collection(door: &Arc<Door>, place: &Place, asked: &Asked) -
     Ok(answer::json(StatusCode::OK, &value))
 }
 
-async fn one(door: &Arc<Door>, place: &Place, options: &Options, dry: bool) -> Result<Left, Failure> {
+async fn one(door: &Arc<Door>, place: &Place, options: &Options) -> Result<Left, Failure> {
     let key = key_of(place);
     let name = key.name.to_string();
     if place.kind.kind == "Namespace" && ["default", "kube-system"].contains(&name.as_str()) {
@@ -123,7 +131,7 @@ async fn one(door: &Arc<Door>, place: &Place, options: &Options, dry: bool) -> R
             return Err(Failure::conflict(place.kind, &name, "the preconditions of the deletion do not hold"));
         }
         let next = decide(door, place, options, &current);
-        if dry {
+        if options.dry {
             return Ok(if next.is_some() { Left::Going(current) } else { Left::Gone(current) });
         }
         let expect = Expect { uid: Some(current.uid.clone()), revision: Some(current.revision) };
@@ -166,8 +174,8 @@ fn decide(door: &Door, place: &Place, options: &Options, current: &Object) -> Op
     }
     let grace = match place.kind.kind {
         "Pod" => {
-            let unplaced = text(&value["spec"]["nodeName"]).is_empty();
-            if unplaced || is_finished(&value) && options.grace.is_none_or(|grace| grace == 0) && unplaced {
+            if text(&value["spec"]["nodeName"]).is_empty() {
+                // No node has it: nobody need be waited for.
                 0
             } else {
                 options.grace.unwrap_or_else(|| value["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30))

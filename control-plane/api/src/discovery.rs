@@ -3,10 +3,12 @@
 use coracle_manifests::kinds::{KINDS, Kind, Subresource};
 use serde_json::{Value, json};
 
+use crate::reviews::REVIEWS;
+
 /// Verbs of a kind's collection and objects.
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
-/// Group and version of every group we serve, in table order.
+/// Group and version of every group that has objects, in table order.
 pub(crate) fn groups() -> Vec<(&'static str, &'static str)> {
     let mut groups = Vec::new();
     for kind in KINDS {
@@ -15,6 +17,24 @@ pub(crate) fn groups() -> Vec<(&'static str, &'static str)> {
         }
     }
     groups
+}
+
+/// The same, and the groups of reviews.
+fn all_groups() -> Vec<(&'static str, &'static str)> {
+    let mut groups = groups();
+    for (group, ..) in REVIEWS {
+        if !groups.iter().any(|(of, _)| *of == group) {
+            groups.push((group, "v1"));
+        }
+    }
+    groups
+}
+
+fn reviews(group: &str, version: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let own = version == "v1";
+    let of = REVIEWS.iter().filter(move |(review_group, ..)| own && *review_group == group);
+    let names: Vec<_> = of.map(|(_, plural, kind, _)| (*plural, *kind)).collect();
+    names.into_iter()
 }
 
 fn kinds(group: &str, version: &str) -> impl Iterator<Item = &'static Kind> {
@@ -48,7 +68,7 @@ fn group_object(group: &str, version: &str) -> Value {
 
 /// `/apis`
 pub(crate) fn group_list() -> Value {
-    let groups: Vec<Value> = groups()
+    let groups: Vec<Value> = all_groups()
         .into_iter()
         .filter(|(group, _)| !group.is_empty())
         .map(|(group, version)| group_object(group, version))
@@ -58,7 +78,7 @@ pub(crate) fn group_list() -> Value {
 
 /// `/apis/GROUP`
 pub(crate) fn group(name: &str) -> Option<Value> {
-    let (group, version) = groups().into_iter().find(|(group, _)| *group == name)?;
+    let (group, version) = all_groups().into_iter().find(|(group, _)| *group == name)?;
     let mut object = group_object(group, version);
     object["kind"] = json!("APIGroup");
     object["apiVersion"] = json!("v1");
@@ -112,6 +132,11 @@ pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
             list.push(entry);
         }
     }
+    for (plural, kind) in reviews(group, version) {
+        list.push(json!({
+            "name": plural, "singularName": kind.to_lowercase(), "namespaced": false, "kind": kind, "verbs": ["create"],
+        }));
+    }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     (!list.is_empty()).then(
         || json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}),
@@ -120,11 +145,20 @@ pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
 
 /// Aggregated discovery of the core group (`/api`) or of all others (`/apis`), as `v2` or `v2beta1`.
 pub(crate) fn aggregated(core: bool, version: &str) -> Value {
-    let items: Vec<Value> = groups()
+    let items: Vec<Value> = all_groups()
         .into_iter()
         .filter(|(group, _)| group.is_empty() == core)
         .map(|(group, of)| {
-            let resources: Vec<Value> = kinds(group, of).map(aggregated_resource).collect();
+            let mut resources: Vec<Value> = kinds(group, of).map(aggregated_resource).collect();
+            resources.extend(reviews(group, of).map(|(plural, kind)| {
+                json!({
+                    "resource": plural,
+                    "responseKind": {"group": group, "version": of, "kind": kind},
+                    "scope": "Cluster",
+                    "singularResource": kind.to_lowercase(),
+                    "verbs": ["create"],
+                })
+            }));
             json!({
                 "metadata": if group.is_empty() { json!({}) } else { json!({"name": group}) },
                 "versions": [{"version": of, "resources": resources, "freshness": "Current"}],

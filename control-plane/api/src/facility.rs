@@ -8,6 +8,8 @@ use coracle_base::{Generation, Revision};
 use coracle_store::{Event, Outcome, Rejection, Transaction, View};
 use tokio::sync::{mpsc, watch};
 
+use crate::who::Who;
+
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -91,4 +93,10 @@ pub type LogChunks = mpsc::Receiver<Result<Bytes, String>>;
 pub trait Cluster: Memory {
     /// Opens a container's log; the error is for people.
     fn logs(&self, query: LogQuery) -> BoxFuture<'_, Result<LogChunks, String>>;
+
+    /// Whose a bearer token is; `None` when it is nobody's. No tokens are given out yet, so by default nobody has one.
+    fn holder<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Option<Who>> {
+        let _ = token;
+        Box::pin(std::future::ready(None))
+    }
 }

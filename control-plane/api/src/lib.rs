@@ -3,15 +3,20 @@
 //! Nothing here is written per kind but the printer columns: verbs work from the table of kinds and the table of fields.
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod answer;
+mod change;
 mod delete;
 mod discovery;
 mod facility;
+mod guests;
 mod list;
 mod logs;
+mod may;
 mod metrics;
 mod openapi;
 mod path;
+mod reviews;
 mod serve;
 mod status;
 mod table;
@@ -20,6 +25,8 @@ mod watch;
 mod who;
 mod write;
 
+pub use addresses::ServiceAddresses;
 pub use facility::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed};
-pub use metrics::ApiMetrics;
-pub use serve::{ApiConfig, ServeError, ServiceAddresses, Tls, serve};
+pub use metrics::{ApiMetrics, Requests, TIME_BOUNDS_MICROS};
+pub use serve::{ApiConfig, ServeError, Tls, serve};
+pub use who::Who;

@@ -1,6 +1,7 @@
 //! Reading: one object, or a page of many.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine as _;
 use coracle_manifests::selector::{Fields, Labels};
@@ -110,22 +111,24 @@ pub(crate) async fn get(door: &Arc<Door>, place: &Place, asked: &Asked) -> Answe
     })
 }
 
-/// Where the next page begins: the revision of the list, and the key after which to go on.
+/// Where the next page begins: the revision of the list, and the namespace and name after which to go on.
+#[derive(Debug, PartialEq, Eq)]
 struct Token {
     revision: u64,
-    after: String,
+    after: (String, String),
 }
 
 impl Token {
     fn write(&self) -> String {
         base64::engine::general_purpose::URL_SAFE_NO_PAD
-            .encode(json!({"rv": self.revision, "after": self.after}).to_string())
+            .encode(json!({"rv": self.revision, "namespace": self.after.0, "name": self.after.1}).to_string())
     }
 
     fn read(text: &str) -> Option<Self> {
         let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok()?;
         let value: Value = serde_json::from_slice(&bytes).ok()?;
-        Some(Self { revision: value["rv"].as_u64()?, after: value["after"].as_str()?.to_owned() })
+        let own = |field: &str| value[field].as_str().map(ToOwned::to_owned);
+        Some(Self { revision: value["rv"].as_u64()?, after: (own("namespace")?, own("name")?) })
     }
 }
 
@@ -137,7 +140,7 @@ pub(crate) async fn list(door: &Arc<Door>, place: &Place, asked: &Asked) -> Answ
         None => None,
     };
     let view = match &token {
-        Some(token) => door.pages.get(token.revision).ok_or_else(|| {
+        Some(token) => door.pages.get(token.revision, Instant::now()).ok_or_else(|| {
             Failure::expired("the list that this continue token belongs to is no longer held; begin again without it")
         })?,
         None => view_for(door, &asked.query).await?,
@@ -147,16 +150,19 @@ pub(crate) async fn list(door: &Arc<Door>, place: &Place, asked: &Asked) -> Answ
         None => 0,
     };
     let after = token.map(|token| token.after);
+    let after = after.as_ref().map(|(namespace, name)| (namespace.as_str(), name.as_str()));
     let mut page: Vec<Arc<Object>> = Vec::new();
     let mut next = None;
     for object in view.list(place.kind.resource, place.namespace.as_deref()) {
-        let at = format!("{}/{}", object.key.namespace, object.key.name);
-        if after.as_ref().is_some_and(|after| at <= *after) || !filter.matches(object) {
+        // In the store's order: by namespace, then by name.
+        let at = (&*object.key.namespace, &*object.key.name);
+        if after.is_some_and(|after| at <= after) || !filter.matches(object) {
             continue;
         }
         if limit > 0 && page.len() == limit {
             let last = &page[limit - 1].key;
-            next = Some(Token { revision: view.revision(), after: format!("{}/{}", last.namespace, last.name) });
+            next =
+                Some(Token { revision: view.revision(), after: (last.namespace.to_string(), last.name.to_string()) });
             break;
         }
         page.push(object.clone());
@@ -164,7 +170,7 @@ pub(crate) async fn list(door: &Arc<Door>, place: &Place, asked: &Asked) -> Answ
     let mut meta = json!({"resourceVersion": view.revision().to_string()});
     if let Some(next) = next {
         meta["continue"] = json!(next.write());
-        door.pages.hold(view);
+        door.pages.hold(view, Instant::now());
     }
     Ok(render(door, place, asked, shape, &page, &meta))
 }
@@ -204,5 +210,34 @@ fn render(
             bytes.extend_from_slice(b"]}");
             answer::bytes(StatusCode::OK, "application/json", bytes)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_reads_back_and_nonsense_does_not() {
+        let token = Token { revision: 7, after: ("a/b".into(), "c".into()) };
+        assert_eq!(Token::read(&token.write()).unwrap(), token);
+        for bad in ["", "x", "e30", "bnVsbA", "////"] {
+            assert_eq!(Token::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_first_form_that_we_serve_is_chosen() {
+        for (accept, shape) in [
+            ("", Shape::Whole),
+            ("*/*", Shape::Whole),
+            ("application/vnd.kubernetes.protobuf,application/json", Shape::Whole),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Shape::Table),
+            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", Shape::Partial),
+            ("application/json, application/json;as=Table;v=v1;g=meta.k8s.io", Shape::Whole),
+        ] {
+            assert_eq!(Shape::of(accept).unwrap(), shape, "{accept}");
+        }
+        assert_eq!(Shape::of("application/vnd.kubernetes.protobuf").unwrap_err().code, StatusCode::NOT_ACCEPTABLE);
     }
 }

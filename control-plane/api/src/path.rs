@@ -2,6 +2,8 @@
 
 use coracle_manifests::kinds::{self, Kind};
 
+use crate::reviews::{REVIEWS, Review};
+
 /// What a path means.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -14,8 +16,7 @@ pub(crate) enum Route {
     OpenApi2,
     OpenApi3,
     OpenApi3Group { group: String, version: String },
-    AccessReview,
-    SelfReview,
+    Review(Review),
     Resource(Place),
     Unknown,
 }
@@ -46,15 +47,20 @@ pub(crate) fn route(path: &str) -> Route {
         ["openapi", "v3", "apis", group, version] => {
             Route::OpenApi3Group { group: (*group).to_owned(), version: (*version).to_owned() }
         }
-        ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => Route::AccessReview,
-        ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"] => Route::SelfReview,
         ["api", version] => Route::GroupVersion { group: String::new(), version: (*version).to_owned() },
         ["apis", group] => Route::Group((*group).to_owned()),
         ["apis", group, version] => Route::GroupVersion { group: (*group).to_owned(), version: (*version).to_owned() },
         ["api", version, rest @ ..] => resource("", version, rest),
+        ["apis", group, "v1", plural] if review(group, plural).is_some() => {
+            review(group, plural).map_or(Route::Unknown, Route::Review)
+        }
         ["apis", group, version, rest @ ..] => resource(group, version, rest),
         _ => Route::Unknown,
     }
+}
+
+fn review(group: &str, plural: &str) -> Option<Review> {
+    REVIEWS.iter().find(|(of, name, _, _)| (*of, *name) == (group, plural)).map(|(_, _, _, review)| *review)
 }
 
 fn resource(group: &str, version: &str, rest: &[&str]) -> Route {

@@ -1,11 +1,10 @@
 //! The listener: TLS, connections, limits.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use coracle_manifests::view::text;
 use coracle_store::View;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,25 +13,29 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::addresses::ServiceAddresses;
 use crate::facility::Cluster;
+use crate::guests::{Guests, Standing};
 use crate::metrics::ApiMetrics;
-use crate::status::Failure;
 use crate::verbs;
 use crate::who::of_certificate;
 
-/// Connections and watches at once; more wait, or are told to come again.
-const MAX_CONNECTIONS: usize = 2000;
+/// Watches at once; more are told to come again.
 const MAX_WATCHES: usize = 5000;
-/// A client that does not get through TLS and its first header in this time is hung up on.
+/// A client that does not get through TLS in this time is hung up on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A request's head must have come in this time; an HTTP/1 connection that asks nothing for so long is closed.
+const HEAD: Duration = Duration::from_secs(30);
+/// How long one may stay without saying who one is.
+const STRANGER: Duration = Duration::from_secs(30);
 /// Lists whose next page may still be asked for.
 const HELD_PAGES: usize = 64;
+const HELD_TIME: Duration = Duration::from_secs(300);
 
 /// Certificate, key and whom to trust, PEM.
 #[derive(Clone)]
@@ -49,15 +52,6 @@ impl std::fmt::Debug for Tls {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Tls").finish_non_exhaustive()
     }
-}
-
-/// The block that service addresses come from.
-#[derive(Debug, Clone, Copy)]
-pub struct ServiceAddresses {
-    /// First address of the block.
-    pub base: Ipv4Addr,
-    /// Prefix length.
-    pub prefix: u8,
 }
 
 /// How to serve.
@@ -107,83 +101,35 @@ impl Door {
     }
 }
 
-/// Views that continue tokens point at. Views share their structure, so a held one costs what has changed since.
+/// Views that continue tokens point at. Views share their structure, so a held one costs what has changed since; none is held
+/// for longer than a pager needs.
 #[derive(Default)]
 pub(crate) struct Pages {
-    held: Mutex<VecDeque<View>>,
+    held: Mutex<VecDeque<(Instant, View)>>,
 }
 
 impl Pages {
-    pub(crate) fn hold(&self, view: View) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.iter().any(|old| old.revision() == view.revision()) {
+    pub(crate) fn hold(&self, view: View, now: Instant) {
+        let mut held = self.lock(now);
+        if held.iter().any(|(_, old)| old.revision() == view.revision()) {
             return;
         }
         if held.len() == HELD_PAGES {
             held.pop_front();
         }
-        held.push_back(view);
+        held.push_back((now, view));
     }
 
-    pub(crate) fn get(&self, revision: u64) -> Option<View> {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .find(|view| view.revision() == revision)
-            .cloned()
+    pub(crate) fn get(&self, revision: u64, now: Instant) -> Option<View> {
+        self.lock(now).iter().find(|(_, view)| view.revision() == revision).map(|(_, view)| view.clone())
     }
-}
 
-impl ServiceAddresses {
-    /// Gives a Service its address, or checks the one it asks for; returns the claims that make it its own.
-    pub(crate) fn assign(&self, view: &View, service: &mut Value) -> Result<Vec<String>, Failure> {
-        let spec = &mut service["spec"];
-        let asked = text(&spec["clusterIP"]).to_owned();
-        if asked == "None" {
-            spec["clusterIPs"] = json!(["None"]);
-            return Ok(Vec::new());
+    fn lock(&self, now: Instant) -> MutexGuard<'_, VecDeque<(Instant, View)>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        while held.front().is_some_and(|(since, _)| now.saturating_duration_since(*since) > HELD_TIME) {
+            held.pop_front();
         }
-        let size = 1_u32 << (32 - u32::from(self.prefix)).min(31);
-        let base = u32::from(self.base);
-        let address = if asked.is_empty() {
-            let taken: std::collections::HashSet<String> = view
-                .list("services", None)
-                .map(|service| text(&service.tree()["spec"]["clusterIP"]).to_owned())
-                .collect();
-            // A place that a new service does not share with one that has just gone; the first address is the API's own.
-            let start = u32::from_le_bytes(uuid::Uuid::new_v4().as_bytes()[..4].try_into().unwrap_or_default());
-            (0..size)
-                .map(|step| start.wrapping_add(step) % size)
-                .filter(|offset| *offset > 9 && *offset < size - 1)
-                .map(|offset| Ipv4Addr::from(base + offset))
-                .find(|address| !taken.contains(&address.to_string()))
-                .ok_or_else(|| {
-                    Failure::new(
-                        http::StatusCode::INTERNAL_SERVER_ERROR,
-                        "InternalError",
-                        "all service addresses are taken",
-                    )
-                })?
-        } else {
-            let address: Ipv4Addr =
-                asked.parse().map_err(|_| Failure::bad_request(format!("clusterIP `{asked}` is not an address")))?;
-            let offset = u32::from(address).wrapping_sub(base);
-            if offset == 0 || offset >= size - 1 {
-                let problem = coracle_manifests::Problem::new(
-                    "spec.clusterIP",
-                    coracle_manifests::Reason::Invalid,
-                    format!("{asked} is not in the service block {}/{}", self.base, self.prefix),
-                );
-                let name = text(&service["metadata"]["name"]).to_owned();
-                return Err(coracle_manifests::kinds::by_word("services")
-                    .map_or_else(Failure::no_such_path, |kind| Failure::invalid(kind, &name, &[problem])));
-            }
-            address
-        };
-        spec["clusterIP"] = json!(address.to_string());
-        spec["clusterIPs"] = json!([address.to_string()]);
-        Ok(vec![format!("clusterip/{address}")])
+        held
     }
 }
 
@@ -215,17 +161,12 @@ pub async fn serve(
 }
 
 async fn accept(door: Arc<Door>, listener: TcpListener, acceptor: TlsAcceptor) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let guests = Guests::default();
     loop {
-        let permit = tokio::select! {
-            // Cancel safe: a permit or a connection is taken whole or not at all.
-            permit = connections.clone().acquire_owned() => permit,
-            () = door.drain.cancelled() => return,
-        };
-        let Ok(permit) = permit else { return };
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
+            // Cancel safe: a connection is taken whole or not at all.
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: others must finish first.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -235,20 +176,25 @@ async fn accept(door: Arc<Door>, listener: TcpListener, acceptor: TlsAcceptor) {
             },
             () = door.drain.cancelled() => return,
         };
-        let (door, acceptor) = (door.clone(), acceptor.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            connection(door, stream, acceptor).await;
-        });
+        // Too many strangers: this one is hung up on, so that the next, who may be none, is heard.
+        let Some(standing) = guests.enter(peer.ip()) else { continue };
+        tokio::spawn(connection(door.clone(), standing, stream, acceptor.clone()));
     }
 }
 
-async fn connection(door: Arc<Door>, stream: tokio::net::TcpStream, acceptor: TlsAcceptor) {
+async fn connection(door: Arc<Door>, standing: Arc<Standing>, stream: TcpStream, acceptor: TlsAcceptor) {
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
-    let who = Arc::new(of_certificate(stream.get_ref().1.peer_certificates()));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE).max_buf_size(64 << 10);
+    let session = stream.get_ref().1;
+    let who = Arc::new(of_certificate(session.peer_certificates()));
+    if who.is_known() && !standing.promote() {
+        return;
+    }
+    // ALPN has said which it is: nothing is guessed from the first bytes, for which a silent client could be waited for ever.
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    let mut builder = if http2 { builder.http2_only() } else { builder.http1_only() };
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 << 10);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -257,19 +203,28 @@ async fn connection(door: Arc<Door>, stream: tokio::net::TcpStream, acceptor: Tl
         .max_concurrent_streams(250)
         .max_header_list_size(32 << 10);
     let drain = door.drain.clone();
+    let of_requests = standing.clone();
     let service = service_fn(move |request| {
-        let (door, who) = (door.clone(), who.clone());
-        async move { Ok::<_, std::convert::Infallible>(verbs::handle(door, who, request).await) }
+        let (door, who, standing) = (door.clone(), who.clone(), of_requests.clone());
+        async move { Ok::<_, std::convert::Infallible>(verbs::handle(door, who, standing, request).await) }
     });
     let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
-        // Cancel safe: on drain the connection is asked to finish what it does.
+        // Cancel safe: on drain, and when a stranger's time is over, the connection is asked to finish what it does.
         outcome = &mut served => if let Err(error) = outcome { tracing::debug!(%error, "a connection broke") },
-        () = drain.cancelled() => {
+        () = is_over(&standing, &drain) => {
             served.as_mut().graceful_shutdown();
             let _ = tokio::time::timeout(Duration::from_secs(5), served).await;
         }
+    }
+}
+
+/// Resolves on drain, and when one has stayed too long without saying who one is.
+async fn is_over(standing: &Standing, drain: &CancellationToken) {
+    tokio::select! {
+        () = drain.cancelled() => {}
+        () = tokio::time::sleep(STRANGER) => if standing.is_member() { drain.cancelled().await },
     }
 }
 

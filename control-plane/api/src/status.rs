@@ -42,6 +42,35 @@ impl Failure {
         Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
     }
 
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
+    }
+
+    pub(crate) fn media_type(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
+    }
+
+    /// 403 to a create in a namespace that is going.
+    pub(crate) fn terminating(kind: &Kind, name: &str, namespace: &str) -> Self {
+        let mut failure = Self::forbidden(format!(
+            "{} \"{name}\" is forbidden: unable to create new content in namespace {namespace} because it is being terminated",
+            kind.resource
+        ));
+        failure.details = json!({
+            "name": name, "group": kind.group, "kind": kind.plural,
+            "causes": [{
+                "reason": "NamespaceTerminating",
+                "message": format!("namespace {namespace} is being terminated"),
+                "field": "metadata.namespace",
+            }],
+        });
+        failure
+    }
+
     pub(crate) fn method() -> Self {
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -111,16 +140,18 @@ impl Failure {
         failure
     }
 
+    pub(crate) fn exists(kind: &Kind, name: &str) -> Self {
+        let message = format!("{} \"{name}\" already exists", kind.resource);
+        let mut failure = Self::new(StatusCode::CONFLICT, "AlreadyExists", message);
+        failure.details = json!({"name": name, "group": kind.group, "kind": kind.plural});
+        failure
+    }
+
     /// What became of a proposal, in the API's words.
     pub(crate) fn proposal(kind: &Kind, name: &str, error: ProposeError) -> Self {
         match error {
             ProposeError::Rejected { rejection, .. } => match rejection {
-                Rejection::Exists(_) => {
-                    let message = format!("{} \"{name}\" already exists", kind.resource);
-                    let mut failure = Self::new(StatusCode::CONFLICT, "AlreadyExists", message);
-                    failure.details = json!({"name": name, "group": kind.group, "kind": kind.plural});
-                    failure
-                }
+                Rejection::Exists(_) => Self::exists(kind, name),
                 Rejection::Missing(_) => Self::not_found(kind, name),
                 Rejection::Conflict { .. } => Self::conflict(
                     kind,

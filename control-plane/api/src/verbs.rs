@@ -1,24 +1,28 @@
 //! From a request to an answer: the route decides, the verb does.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use coracle_manifests::{Problem, decode};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::answer::{self, Body};
+use crate::guests::Standing;
 use crate::path::{Place, Query, Route, route};
 use crate::serve::Door;
 use crate::status::Failure;
 use crate::who::Who;
-use crate::{delete, discovery, list, logs, openapi, watch, write};
+use crate::{change, delete, discovery, list, logs, may, openapi, reviews, watch, who, write};
 
 /// The largest body of a request: an object is at most 1.5 MB, its JSON may be escaped.
 const MAX_BODY: usize = 3 << 20;
+/// A body that has not come in this time is not waited for.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// A request whose body has been read.
 pub(crate) struct Asked {
@@ -30,19 +34,80 @@ pub(crate) struct Asked {
     pub(crate) warnings: Vec<String>,
 }
 
+impl Asked {
+    /// The media type of the body, without its parameters.
+    pub(crate) fn media_type(&self) -> &str {
+        self.content_type.split(';').next().unwrap_or_default().trim()
+    }
+
+    /// The body as a tree, and the keys it gives twice.
+    pub(crate) fn tree(&self) -> Result<(Value, Vec<Problem>), Failure> {
+        let media = self.media_type();
+        if media.contains("protobuf") || media.contains("cbor") {
+            return Err(Failure::media_type(format!("bodies of {media} are not supported yet; send application/json")));
+        }
+        if media.contains("yaml") {
+            let text = std::str::from_utf8(&self.body).map_err(|_| Failure::bad_request("the body is not UTF-8"))?;
+            let all = |problems: Vec<Problem>| {
+                let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                Failure::bad_request(lines.join("\n"))
+            };
+            let mut documents = decode::yaml(text).map_err(all)?;
+            if documents.len() != 1 {
+                return Err(Failure::bad_request("the body must be one document"));
+            }
+            return Ok((documents.remove(0).value, Vec::new()));
+        }
+        let decoded = decode::json(&self.body).map_err(|problem| Failure::bad_request(problem.to_string()))?;
+        Ok((decoded.value, decoded.problems))
+    }
+}
+
 pub(crate) type Answer = Result<Response<Body>, Failure>;
 
-/// Answers one request.
-pub(crate) async fn handle(door: Arc<Door>, who: Arc<Who>, request: Request<Incoming>) -> Response<Body> {
+/// Answers one request that came over a connection of this standing, held by the one that `shown` tells.
+pub(crate) async fn handle(
+    door: Arc<Door>,
+    shown: Arc<Who>,
+    standing: Arc<Standing>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let begun = Instant::now();
     let (parts, body) = request.into_parts();
     let route = route(parts.uri.path());
     let (verb, resource) = labels(&parts, &route);
-    let outcome = answer_to(&door, &who, &parts, body, route).await;
+    let outcome = match open_route(&route) {
+        Some(answer) => answer,
+        None => match who::of_request(&*door.cluster, &shown, &parts.headers).await {
+            Ok(who) => {
+                if who.is_known() && !standing.promote() {
+                    Err(too_many_members())
+                } else {
+                    answer_to(&door, &who, &parts, body, route, (verb, resource)).await
+                }
+            }
+            Err(failure) => Err(failure),
+        },
+    };
     let response = outcome.unwrap_or_else(|failure| answer::failure(&failure));
     door.config.metrics.count(verb, resource, response.status().as_u16(), begun.elapsed());
-    tracing::debug!(user = who.user, method = %parts.method, path = parts.uri.path(), code = response.status().as_u16(), "answered");
+    tracing::debug!(user = shown.user, method = %parts.method, path = parts.uri.path(), code = response.status().as_u16(), "answered");
     response
+}
+
+/// What everybody may see.
+fn open_route(route: &Route) -> Option<Answer> {
+    match route {
+        Route::Version => Some(Ok(answer::json(StatusCode::OK, &discovery::version()))),
+        Route::Health => Some(Ok(answer::text("ok"))),
+        _ => None,
+    }
+}
+
+fn too_many_members() -> Failure {
+    let mut failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "too many connections are open");
+    failure.retry_after = Some(1);
+    failure
 }
 
 fn labels(parts: &Parts, route: &Route) -> (&'static str, &'static str) {
@@ -62,19 +127,28 @@ fn labels(parts: &Parts, route: &Route) -> (&'static str, &'static str) {
     (verb, place.kind.resource)
 }
 
-async fn answer_to(door: &Arc<Door>, who: &Who, parts: &Parts, body: Incoming, route: Route) -> Answer {
-    match &route {
-        Route::Version => return Ok(answer::json(StatusCode::OK, &discovery::version())),
-        Route::Health => return Ok(answer::text("ok")),
-        _ => {}
-    }
-    if !who.may() {
-        return Err(who.refusal());
+async fn answer_to(
+    door: &Arc<Door>,
+    who: &Who,
+    parts: &Parts,
+    body: Incoming,
+    route: Route,
+    (verb, resource): (&str, &str),
+) -> Answer {
+    // What one may do is checked before a byte of the body is read; about oneself everybody may ask.
+    if !matches!(route, Route::Review(_)) || !who.is_known() {
+        may::check(who, verb, resource)?;
     }
     let header = |name: header::HeaderName| {
         parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
     };
-    let body = read_body(body).await?;
+    let body = match tokio::time::timeout(BODY_TIME, read_body(body)).await {
+        Ok(body) => body?,
+        Err(_) => {
+            let words = format!("the request's body did not come within {} s", BODY_TIME.as_secs());
+            return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "Timeout", words));
+        }
+    };
     let mut asked = Asked {
         method: parts.method.clone(),
         query: Query::parse(parts.uri.query()),
@@ -83,20 +157,25 @@ async fn answer_to(door: &Arc<Door>, who: &Who, parts: &Parts, body: Incoming, r
         body,
         warnings: Vec::new(),
     };
-    if let Route::Resource(place) = route {
-        let mut response = on_resource(door, &place, &mut asked).await?;
-        answer::warn(&mut response, &asked.warnings);
-        return Ok(response);
+    match route {
+        Route::Resource(place) => {
+            let mut response = on_resource(door, &place, &mut asked).await?;
+            answer::warn(&mut response, &asked.warnings);
+            Ok(response)
+        }
+        Route::Review(review) => reviews::answer_to(who, review, &asked),
+        Route::Unknown => Err(Failure::no_such_path()),
+        _ if asked.method != Method::GET => Err(Failure::method()),
+        route => document(&route, &asked),
     }
-    if asked.method == Method::POST {
-        return review(who, &route, &asked);
-    }
-    if asked.method != Method::GET {
-        return Err(Failure::method());
-    }
+}
+
+/// Discovery and OpenAPI.
+fn document(route: &Route, asked: &Asked) -> Answer {
+    let found = |document: Option<Value>| document.ok_or_else(Failure::no_such_path);
     Ok(match route {
         Route::Core | Route::Groups => {
-            let core = route == Route::Core;
+            let core = *route == Route::Core;
             match discovery::wants_aggregated(&asked.accept) {
                 Some(version) => {
                     let value = discovery::aggregated(core, version);
@@ -112,19 +191,20 @@ async fn answer_to(door: &Arc<Door>, who: &Who, parts: &Parts, body: Incoming, r
                 None => answer::json(StatusCode::OK, &if core { discovery::core() } else { discovery::group_list() }),
             }
         }
-        Route::Group(name) => answer::json(StatusCode::OK, &discovery::group(&name).ok_or_else(Failure::no_such_path)?),
+        Route::Group(name) => answer::json(StatusCode::OK, &found(discovery::group(name))?),
         Route::GroupVersion { group, version } => {
-            answer::json(StatusCode::OK, &discovery::resources(&group, &version).ok_or_else(Failure::no_such_path)?)
+            answer::json(StatusCode::OK, &found(discovery::resources(group, version))?)
         }
         Route::OpenApi2 if asked.accept.contains("protobuf") => answer::bytes(
             StatusCode::OK,
             "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
-            openapi::V2_PROTOBUF,
+            openapi::v2_protobuf(),
         ),
         Route::OpenApi2 => answer::json(StatusCode::OK, &openapi::v2()),
         Route::OpenApi3 => answer::json(StatusCode::OK, &openapi::v3_index()),
         Route::OpenApi3Group { group, version } => {
-            answer::json(StatusCode::OK, &openapi::v3(&group, &version).ok_or_else(Failure::no_such_path)?)
+            let text = openapi::v3(group, version).ok_or_else(Failure::no_such_path)?;
+            answer::bytes(StatusCode::OK, "application/json", text)
         }
         _ => return Err(Failure::no_such_path()),
     })
@@ -142,27 +222,18 @@ async fn read_body(body: Incoming) -> Result<Bytes, Failure> {
     }
 }
 
-/// `kubectl auth can-i` and `whoami`, answered from the rule that `who` applies.
-fn review(who: &Who, route: &Route, asked: &Asked) -> Answer {
-    let mut object: Value = serde_json::from_slice(&asked.body).map_err(|_| {
-        Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", "the body must be JSON")
-    })?;
-    match route {
-        Route::AccessReview => object["status"] = json!({"allowed": who.may()}),
-        Route::SelfReview => object["status"] = json!({"userInfo": {"username": who.user, "groups": who.groups}}),
-        _ => return Err(Failure::method()),
-    }
-    Ok(answer::json(StatusCode::CREATED, &object))
-}
-
 async fn on_resource(door: &Arc<Door>, place: &Place, asked: &mut Asked) -> Answer {
     if let Some(sub) = &place.sub {
         return match sub.as_str() {
             "log" if place.kind.kind == "Pod" && asked.method == Method::GET => logs::logs(door, place, asked).await,
             "binding" if place.kind.kind == "Pod" && asked.method == Method::POST => {
-                write::bind(door, place, asked).await
+                change::bind(door, place, asked).await
             }
-            "status" | "scale" | "finalize" => write::subresource(door, place, asked, sub).await,
+            "status" | "scale" | "finalize" => change::subresource(door, place, asked, sub).await,
+            "exec" | "attach" | "portforward" | "proxy" | "eviction" | "ephemeralcontainers" | "resize" | "token" => {
+                let words = format!("{}/{sub} is not supported yet", place.kind.plural);
+                Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", words))
+            }
             _ => Err(Failure::no_such_path()),
         };
     }
@@ -171,8 +242,8 @@ async fn on_resource(door: &Arc<Door>, place: &Place, asked: &mut Asked) -> Answ
         (&Method::GET, false) if asked.query.flag("watch") => watch::watch(door, place, asked).await,
         (&Method::GET, false) => list::list(door, place, asked).await,
         (&Method::POST, false) => write::create(door, place, asked).await,
-        (&Method::PUT, true) => write::update(door, place, asked).await,
-        (&Method::PATCH, true) => write::patch(door, place, asked).await,
+        (&Method::PUT, true) => change::update(door, place, asked).await,
+        (&Method::PATCH, true) => change::patch(door, place, asked).await,
         (&Method::DELETE, true) => delete::delete(door, place, asked).await,
         (&Method::DELETE, false) => delete::collection(door, place, asked).await,
         _ => Err(Failure::method()),

@@ -1,0 +1,174 @@
+//! Real kubectl, every version that this machine has.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use super::World;
+
+/// A kubectl of some version with a home and a kubeconfig of its own.
+pub struct Kubectl {
+    pub name: String,
+    binary: PathBuf,
+    home: tempfile::TempDir,
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    pub ok: bool,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// Everything, for searching.
+    pub fn all(&self) -> String {
+        format!("{}{}", self.out, self.err)
+    }
+}
+
+/// Every kubectl there is: in `KUBECTL_DIR`, or beside the one on the path. Versioned ones (`kubectl.1.31`) are taken before a
+/// plain one, which may only be a dispatcher.
+pub fn binaries() -> Vec<(String, PathBuf)> {
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    if let Some(dir) = std::env::var_os("KUBECTL_DIR") {
+        dirs.push(dir.into());
+    } else {
+        for dir in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
+            if let Ok(real) = dir.join("kubectl").canonicalize() {
+                dirs.extend(real.parent().map(Path::to_owned));
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    for dir in dirs {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == "kubectl" || name.starts_with("kubectl.1.") {
+                found.entry(name).or_insert_with(|| entry.path());
+            }
+        }
+    }
+    if found.len() > 1 {
+        found.remove("kubectl");
+    }
+    found.into_iter().collect()
+}
+
+impl Kubectl {
+    /// A kubectl that talks to this world as its administrator.
+    pub fn new(world: &World, name: &str, binary: &Path) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {
+                "server": format!("https://{}", world.address),
+                "certificate-authority-data": base64(&world.authority.cert_pem),
+            }}],
+            "users": [{"name": "c", "user": {
+                "client-certificate-data": base64(&world.admin.cert_pem),
+                "client-key-data": base64(&world.admin.key_pem),
+            }}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        });
+        std::fs::write(home.path().join("config"), config.to_string()).unwrap();
+        Self { name: name.to_owned(), binary: binary.to_owned(), home }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home.path())
+            .env("KUBECONFIG", self.home.path().join("config"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs a command with `input` on its standard input.
+    pub async fn feed(&self, args: &[&str], input: &str) -> Said {
+        let run = async {
+            let mut child = self.command(args).spawn().unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            // One that has ended already does not read: what it said tells why.
+            let _ = stdin.write_all(input.as_bytes()).await;
+            drop(stdin);
+            child.wait_with_output().await.unwrap()
+        };
+        let Output { status, stdout, stderr } = tokio::time::timeout(Duration::from_secs(60), run)
+            .await
+            .unwrap_or_else(|_| panic!("{} {args:?} does not end", self.name));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Said { ok: status.success(), out: text(&stdout), err: text(&stderr) }
+    }
+
+    /// Runs a command, whatever comes of it.
+    pub async fn run(&self, args: &[&str]) -> Said {
+        self.feed(args, "").await
+    }
+
+    /// Runs a command that must succeed; gives its output.
+    pub async fn ok(&self, args: &[&str]) -> String {
+        self.ok_with(args, "").await
+    }
+
+    /// Runs a command with input that must succeed; gives its output.
+    pub async fn ok_with(&self, args: &[&str], input: &str) -> String {
+        let said = self.feed(args, input).await;
+        assert!(said.ok, "{} {args:?} failed: {}{}", self.name, said.out, said.err);
+        said.out
+    }
+
+    /// Starts a command that goes on; its lines come one by one.
+    pub fn start(&self, args: &[&str]) -> Running {
+        let mut child = self.command(args).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Running { child, lines, name: format!("{} {args:?}", self.name) }
+    }
+}
+
+/// A command that goes on; it is killed when this is dropped.
+pub struct Running {
+    child: Child,
+    lines: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
+    name: String,
+}
+
+impl Running {
+    /// Reads lines up to one that holds all of `words`.
+    pub async fn line_with(&mut self, words: &[&str]) -> String {
+        let mut seen = Vec::new();
+        let search = async {
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                if words.iter().all(|word| line.contains(word)) {
+                    return Some(line);
+                }
+                seen.push(line);
+            }
+            None
+        };
+        match tokio::time::timeout(Duration::from_secs(30), search).await {
+            Ok(Some(line)) => line,
+            _ => panic!("{}: no line with {words:?} came; seen: {seen:#?}", self.name),
+        }
+    }
+
+    /// Waits for its end.
+    pub async fn end(mut self) -> bool {
+        let ended = tokio::time::timeout(Duration::from_secs(30), self.child.wait()).await;
+        ended.unwrap_or_else(|_| panic!("{} does not end", self.name)).unwrap().success()
+    }
+}
