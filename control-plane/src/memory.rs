@@ -1,72 +1,109 @@
-//! scratch: in-memory until the log lands.
+//! The replicated log as the rest of a server sees it, and its errors in the API's words.
+
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use coracle_api::{BoxFuture, Memory, ProposeError, Proposed};
 use coracle_base::{Generation, Revision};
-use coracle_store::{Event, Store, Transaction, View};
+use coracle_raft::{OpenError, Raft, RaftConfig};
+use coracle_store::{Event, Transaction, View};
 use tokio::sync::watch;
 
+/// Why the memory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
+    /// The log, its lock or its snapshots.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The objects every cluster begins with.
     #[error("the first objects of the cluster cannot be stored")]
     FirstObjects(#[source] ProposeError),
 }
 
+/// The log itself, for metrics and an orderly end.
 #[derive(Clone)]
-pub struct LogHandle;
+pub struct LogHandle {
+    raft: Raft,
+}
+
 impl LogHandle {
-    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
-        Vec::new()
-    }
+    /// The cluster's identity, hexadecimal.
+    #[must_use]
     pub fn cluster_id(&self) -> String {
-        "scratch".into()
+        format!("{:032x}", self.raft.identity().cluster)
     }
-    pub async fn close(&self) {}
+
+    /// Figures, name and value.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)]
+    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let now = self.raft.metrics();
+        vec![
+            ("fsync_p50_seconds", now.fsync_p50.as_secs_f64()),
+            ("fsync_p99_seconds", now.fsync_p99.as_secs_f64()),
+            ("frames_total", now.frames as f64),
+            ("bytes", now.log_bytes as f64),
+            ("last_index", now.last_index as f64),
+            ("term", now.term as f64),
+            ("snapshot_bytes", now.snapshot_bytes as f64),
+            ("history_bytes", now.history_bytes as f64),
+            ("failed", f64::from(u8::from(now.failure.is_some()))),
+        ]
+    }
+
+    /// Stops the log's threads. What was acknowledged is on disk already.
+    pub async fn close(&self) {
+        self.raft.shutdown().await;
+    }
 }
 
-struct Scratch {
-    store: Mutex<Store>,
-    changes: watch::Sender<Generation>,
+/// Opens the memory in a folder.
+///
+/// # Errors
+/// The folder is in use, or what is in it is damaged.
+pub async fn open(dir: &Path) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
+    let raft = Raft::open(RaftConfig::new(dir)).await?;
+    Ok((Arc::new(Logged { raft: raft.clone() }), LogHandle { raft }))
 }
 
-pub async fn open(_dir: &Path) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
-    let store = Store::new(coracle_store::Limits::default());
-    let (changes, _) = watch::channel(store.view().generation());
-    Ok((Arc::new(Scratch { store: Mutex::new(store), changes }), LogHandle))
+struct Logged {
+    raft: Raft,
 }
 
-impl Memory for Scratch {
+fn in_api_words(error: coracle_raft::ProposeError) -> ProposeError {
+    match error {
+        coracle_raft::ProposeError::Rejected { index, rejection } => ProposeError::Rejected { index, rejection },
+        coracle_raft::ProposeError::Busy => ProposeError::Busy,
+        coracle_raft::ProposeError::DiskFull => ProposeError::DiskFull,
+        coracle_raft::ProposeError::NotLeader { .. } => ProposeError::NoLeader,
+        other => ProposeError::Stopped(coracle_base::one_line(&other)),
+    }
+}
+
+impl Memory for Logged {
     fn view(&self) -> View {
-        self.store.lock().unwrap().view()
+        self.raft.view()
     }
+
     fn read_barrier(&self) -> BoxFuture<'_, Result<View, ProposeError>> {
-        let view = self.view();
-        Box::pin(async { Ok(view) })
+        Box::pin(async { self.raft.read_barrier().await.map_err(in_api_words) })
     }
+
     fn propose(&self, transaction: Transaction) -> BoxFuture<'_, Proposed> {
-        Box::pin(async { self.propose_many(vec![transaction]).await.remove(0) })
+        Box::pin(async { self.raft.propose(transaction).await.map_err(in_api_words) })
     }
+
     fn propose_many(&self, transactions: Vec<Transaction>) -> BoxFuture<'_, Vec<Proposed>> {
-        let mut store = self.store.lock().unwrap();
-        let out = store
-            .apply(&transactions)
-            .into_iter()
-            .map(|r| r.map_err(|(index, rejection)| ProposeError::Rejected { index, rejection }))
-            .collect();
-        let generation = store.view().generation();
-        drop(store);
-        self.changes.send_if_modified(|old| {
-            let new = *old != generation;
-            *old = generation;
-            new
-        });
-        Box::pin(async { out })
+        Box::pin(async {
+            self.raft.propose_many(transactions).await.into_iter().map(|done| done.map_err(in_api_words)).collect()
+        })
     }
+
     fn changes(&self) -> watch::Receiver<Generation> {
-        self.changes.subscribe()
+        self.raft.revision_changes()
     }
+
     fn events_after(&self, revision: Revision, resource: Option<&str>) -> Option<Vec<Event>> {
-        self.store.lock().unwrap().events_after(revision, resource).ok()
+        self.raft.events_after(revision, resource).ok()
     }
 }
