@@ -14,6 +14,8 @@ use crate::logs;
 
 /// Tunnels open at once; more are refused with words.
 const TUNNELS: usize = 64;
+/// How long a server may take to read what is left of a tunnel.
+const CLOSE_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// Chunks between a file and the stream.
 const CHUNKS: usize = 8;
 
@@ -43,10 +45,13 @@ impl Tunnels {
             let first = TunnelUp { id: open.id.clone(), ..TunnelUp::default() };
             let _ = up.send(first).await;
             match client.tunnel(ReceiverStream::new(receiver)).await {
-                // The answer's stream carries nothing for logs; holding it keeps the tunnel open.
-                Ok(down) => {
+                Ok(answer) => {
                     this.serve(open, up).await;
-                    drop(down);
+                    // The server ends its side when it has read ours to the end; letting go earlier would reset the stream
+                    // and lose what is still on its way.
+                    let mut down = answer.into_inner();
+                    let rest = async { while let Ok(Some(_)) = down.message().await {} };
+                    let _ = tokio::time::timeout(CLOSE_WITHIN, rest).await;
                 }
                 Err(status) => tracing::debug!(tunnel = open.id, reason = status.message(), "a tunnel did not open"),
             }
