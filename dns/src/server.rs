@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use coracle_zone::Zone;
@@ -95,6 +97,9 @@ impl DnsServer {
     }
 }
 
+/// Rest after an error of the socket itself, such as no file descriptors left.
+const ERROR_PAUSE: Duration = Duration::from_millis(50);
+
 /// What to send at once, or what to go and ask.
 enum Reply {
     Now(Vec<u8>),
@@ -103,6 +108,15 @@ enum Reply {
 }
 
 impl Shared {
+    /// A packet that makes the reader panic must not end the loop that all clients share.
+    fn handle_or_drop(&self, packet: &[u8]) -> Reply {
+        catch_unwind(AssertUnwindSafe(|| self.handle(packet, Transport::Udp))).unwrap_or_else(|_| {
+            tracing::error!(length = packet.len(), "a DNS packet could not be handled");
+            self.metrics.dropped.add();
+            Reply::Nothing
+        })
+    }
+
     fn handle(&self, packet: &[u8], transport: Transport) -> Reply {
         match receive(packet, transport) {
             Received::Ignore => {
@@ -201,12 +215,12 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
             Err(error) => {
                 tracing::warn!(%error, "receiving DNS questions");
-                tokio::task::yield_now().await;
+                tokio::time::sleep(ERROR_PAUSE).await;
                 continue;
             }
         };
         shared.metrics.udp.add();
-        match shared.handle(&buffer[..length], Transport::Udp) {
+        match shared.handle_or_drop(&buffer[..length]) {
             Reply::Nothing => {}
             Reply::Now(bytes) => send(&socket, &bytes, client).await,
             // Bounded: `resolve` gives up at once when all permits are taken, so such a task ends at once too.
@@ -236,7 +250,7 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "accepting a DNS connection");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(ERROR_PAUSE).await;
                 continue;
             }
         };

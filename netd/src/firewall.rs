@@ -190,6 +190,8 @@ impl Firewall {
 
     /// Sends a transaction bound to the generation it was made for, again when others were faster.
     fn transact(&mut self, operation: &str, make: impl Fn(&str, Option<u32>) -> Batch) -> Result<(), NetError> {
+        // Until it is done nobody knows what the table holds: a failure must not look like success the next time.
+        self.seen = None;
         for _ in 0..ATTEMPTS {
             let generation = self.generation()?;
             match self.send(make(&self.layout.table, Some(generation))) {

@@ -218,6 +218,10 @@ impl Owner {
             .map_err(failed("opening a netlink socket in the pod's namespace"))?;
         let found = PodLink { pod: pod.to_owned(), ip, link: name.clone() };
         if let Some(link) = self.find(&name)? {
+            let owner = link.alias.as_deref().and_then(|alias| read_alias(&self.config, alias));
+            if let Some((_, other)) = owner.filter(|(_, other)| other != pod) {
+                return Err(NetError::Config(format!("pods {pod} and {other} would share the link name {name}")));
+            }
             let same = link.alias.as_deref() == Some(&alias) && link.master == Some(self.bridge) && link.up;
             if same && links::pod_is_configured(&mut inside, &link, ip).map_err(failed("looking at the pod's link"))? {
                 return Ok(found);
