@@ -33,13 +33,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn rounds_of(runtime: &Runtime, dir: &Path, layer: &Path, rounds: usize) -> Result<(), Box<dyn Error>> {
-    let began = Instant::now();
-    let pod =
-        runtime.create_pod(PodSpec { id: "bench".into(), hostname: "bench".into(), ..PodSpec::default() }).await?;
-    let pod_made = began.elapsed();
     // As on a machine with many pods: the monitors share their program's pages.
-    let beside = PodSpec { id: "beside".into(), hostname: "beside".into(), ..PodSpec::default() };
-    runtime.create_pod(beside).await?;
+    let (mut pods, mut made) = (Vec::new(), Vec::new());
+    for number in 0..20 {
+        let began = Instant::now();
+        let spec = PodSpec { id: format!("p{number}"), hostname: "bench".into(), ..PodSpec::default() };
+        pods.push(runtime.create_pod(spec).await?);
+        made.push(began.elapsed());
+    }
+    let pod = pods.pop().ok_or("no pod")?;
     let mut events = pod.events().ok_or("the pod's events are taken")?;
     let (mut roots, mut execs, mut exits) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
@@ -60,7 +62,7 @@ async fn rounds_of(runtime: &Runtime, dir: &Path, layer: &Path, rounds: usize) -
         }
         pod.forget(&format!("c{round}")).await?;
     }
-    println!("pod made                 {:>8} us", pod_made.as_micros());
+    report("pod made", &mut made);
     report("root mounted", &mut roots);
     report("start -> program executed", &mut execs);
     report("start -> exit heard", &mut exits);

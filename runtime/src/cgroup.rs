@@ -165,6 +165,29 @@ impl Cgroups {
         Ok(Self { mode, v2, v1, name: name.to_owned(), device_control, filters: Filters::default() })
     }
 
+    /// Whether v2 is mounted, with controllers or without.
+    pub(crate) fn has_unified(&self) -> bool {
+        self.v2.is_some()
+    }
+
+    /// Controllers whose limits cannot be kept here.
+    pub(crate) fn missing_controllers(&self) -> Vec<String> {
+        let v2 = self
+            .v2
+            .as_ref()
+            .filter(|_| self.mode == Mode::V2)
+            .map(|mount| std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default());
+        let has = |name: &str| match &v2 {
+            Some(list) => list.split_whitespace().any(|known| known == name),
+            None => self.v1_with(name, "").is_some(),
+        };
+        [("cpu", "CPU"), ("memory", "memory"), ("pids", "process")]
+            .iter()
+            .filter(|(name, _)| !has(name))
+            .map(|(name, limit)| format!("no cgroup controller `{name}`: {limit} limits cannot be kept"))
+            .collect()
+    }
+
     /// Our folder `below` in every hierarchy.
     fn folders(&self, below: &str) -> Vec<PathBuf> {
         let mounts = self.v2.iter().chain(self.v1.iter().map(|(_, mount)| mount));

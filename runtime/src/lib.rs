@@ -5,12 +5,14 @@
 //! `unsafe` stands in `sys` alone.
 
 mod cgroup;
+mod features;
 mod podmon;
 pub mod rootfs;
 mod runtime;
 mod sys;
 
 pub use cgroup::{CgroupError, DeviceControl, Limits, Mode, Stats};
+pub use features::Features;
 pub use podmon::{ContainerEvent, ContainerState, PodmonError};
 pub use runtime::{
     ContainerLaunch, ExecRequest, ExecResult, LogSpec, PodHandle, PodSpec, Runtime, RuntimeConfig, RuntimeError,

@@ -62,9 +62,12 @@ pub fn overlay(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd,
     let set = |key: &str, path: &Path| {
         rustix::mount::fsconfig_set_string(fs.as_fd(), key, path).map_err(fail(format!("{key}={}", path.display())))
     };
-    for layer in layers {
-        // One option a layer: the old form joins them with colons and ends at a page.
-        set("lowerdir+", layer)?;
+    for (index, layer) in layers.iter().enumerate() {
+        // One option a layer (Linux 6.7): the old form joins them with colons and ends at a page.
+        match rustix::mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", layer) {
+            Err(rustix::io::Errno::INVAL) if index == 0 => return overlay_joined(layers, upper, work),
+            other => other.map_err(fail(format!("lowerdir+={}", layer.display())))?,
+        }
     }
     set("upperdir", upper)?;
     set("workdir", work)?;
@@ -72,6 +75,44 @@ pub fn overlay(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd,
     rustix::mount::fsconfig_create(fs.as_fd()).map_err(fail(format!("overlay of {} layers", layers.len())))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
     rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(fail("make the mount".into()))
+}
+
+/// The same for kernels before 6.7: one option of at most a page, mounted for a moment where only root looks.
+fn overlay_joined(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, RootfsError> {
+    let fail = |step: &str, source: std::io::Error| RootfsError::Mount { step: step.to_owned(), source };
+    let mut options = Vec::from(*b"lowerdir=");
+    for (index, layer) in layers.iter().enumerate() {
+        if index > 0 {
+            options.push(b':');
+        }
+        options.extend_from_slice(layer.as_os_str().as_encoded_bytes());
+    }
+    for (key, path) in [("upperdir", upper), ("workdir", work)] {
+        options.extend_from_slice(format!(",{key}=").as_bytes());
+        options.extend_from_slice(path.as_os_str().as_encoded_bytes());
+    }
+    let paths = layers.iter().map(PathBuf::as_path).chain([upper, work]);
+    for path in paths {
+        // They would end an option; our own folders hold none.
+        if path.as_os_str().as_encoded_bytes().iter().any(|byte| b":,\\".contains(byte)) {
+            let source = std::io::Error::from(std::io::ErrorKind::InvalidInput);
+            return Err(fail(&format!("use {}: `:`, `,` and `\\` in its name", path.display()), source));
+        }
+    }
+    let options = std::ffi::CString::new(options).map_err(|error| fail("name the layers", error.into()))?;
+    let mut place = work.as_os_str().to_owned();
+    place.push("-mount");
+    std::fs::create_dir_all(&place).map_err(|source| fail("create a folder to mount at", source))?;
+    let mounted =
+        rustix::mount::mount("coracle", &place, "overlay", rustix::mount::MountFlags::NODEV, options.as_c_str());
+    let tree = mounted.and_then(|()| {
+        let how = rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = rustix::mount::open_tree(rustix::fs::CWD, &place, how);
+        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH)?;
+        tree
+    });
+    let _ = std::fs::remove_dir(&place);
+    tree.map_err(|errno| fail(&format!("overlay of {} layers", layers.len()), errno.into()))
 }
 
 /// Reads `USER[:GROUP]` with the root's own `/etc/passwd` and `/etc/group`. Empty is root.
@@ -176,6 +217,37 @@ mod tests {
         for bad in ["nobody", "-1", "4294967296", "2147483648", "1:", "web:none", "+1"] {
             assert!(found(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn layers_lie_on_each_other_on_every_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for (layer, text) in [("top", "top"), ("bottom", "bottom")] {
+            std::fs::create_dir(path(layer)).unwrap();
+            std::fs::write(path(layer).join("both"), text).unwrap();
+            std::fs::write(path(layer).join(layer), text).unwrap();
+        }
+        let layers = [path("top"), path("bottom")];
+        let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+        let before = mounts();
+        for (way, name) in [(overlay as fn(&[PathBuf], &Path, &Path) -> _, "new"), (overlay_joined, "old")] {
+            let (upper, work) = (path(&format!("{name}-upper")), path(&format!("{name}-work")));
+            for folder in [&upper, &work] {
+                std::fs::create_dir(folder).unwrap();
+            }
+            let root = way(&layers, &upper, &work).unwrap();
+            let read = |file: &str| read(root.as_fd(), file);
+            assert_eq!(
+                (read("both"), read("top"), read("bottom")),
+                ("top".into(), "top".into(), "bottom".into()),
+                "{name}"
+            );
+            assert!(!path(&format!("{name}-work-mount")).exists());
+        }
+        assert_eq!(mounts(), before);
+        let odd = path("a:b");
+        assert!(overlay_joined(std::slice::from_ref(&odd), &odd, &odd).is_err());
     }
 
     #[test]

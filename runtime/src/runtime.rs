@@ -15,6 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cgroup::{CgroupError, Cgroups, Limits, Stats};
+use crate::features::{self, Features};
 use crate::podmon::{Connection, ContainerEvent, ContainerState, PodmonError, spawn};
 
 /// Where a runtime keeps its state and what its cgroups are called.
@@ -151,6 +152,7 @@ pub struct Runtime {
 struct Inner {
     config: RuntimeConfig,
     cgroups: Cgroups,
+    features: Features,
     pods: Mutex<HashMap<String, PodHandle>>,
 }
 
@@ -164,9 +166,19 @@ impl Runtime {
         for folder in ["pods", "stage"] {
             private_folder(&config.run_dir.join(folder))?;
         }
-        let runtime = Self { inner: Arc::new(Inner { config, cgroups, pods: Mutex::default() }) };
+        let features = features::probe(&cgroups);
+        for missing in &features.missing {
+            tracing::warn!(missing, "this machine cannot do everything that pods may ask for");
+        }
+        let runtime = Self { inner: Arc::new(Inner { config, cgroups, features, pods: Mutex::default() }) };
         runtime.adopt().await?;
         Ok(runtime)
+    }
+
+    /// What this machine can do.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.inner.features
     }
 
     /// Every pod, those of an earlier agent included.
