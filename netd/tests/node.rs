@@ -184,25 +184,6 @@ fn traffic_that_leaves_the_cluster_is_masqueraded() {
 }
 
 #[test]
-fn two_hundred_pods_come_and_go_and_leave_nothing() {
-    let node = Node::new();
-    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let links = node.ns.links();
-    let pod = Ns::new();
-    let before = descriptors();
-    for round in 0..200 {
-        let ip = Ipv4Addr::new(10, 42, 0, 2 + (round % 250) as u8);
-        let id = format!("p{round}");
-        wait(node.netd.attach(pod.fd(), &id, ip)).unwrap();
-        assert_eq!(wait(node.netd.list()).unwrap().len(), 1);
-        wait(node.netd.detach(&id)).unwrap();
-    }
-    assert_eq!((node.ns.links(), pod.links()), (links, 0));
-    assert!(descriptors() <= before + 20, "other tests run beside this one, but 200 would show");
-    assert!(wait(node.netd.list()).unwrap().is_empty());
-}
-
-#[test]
 fn attaching_again_keeps_a_finished_link_and_replaces_a_broken_one() {
     let node = Node::new();
     let (pod, ip) = node.pod(2);
