@@ -1,6 +1,6 @@
 //! Figures for PROMISES.md: how long a pod's network takes, and a service change in a large cluster.
 //!
-//! `cargo run --release -p coracle-netd --example bench [services] [endpoints]`, as root; works in a namespace of its own.
+//! `cargo run --release -p coracle-netd --example network_bench [services] [endpoints]`, as root; works in a namespace of its own.
 #![allow(clippy::print_stdout, reason = "the figures are the output")]
 
 use std::fs::File;

@@ -1,6 +1,6 @@
 //! Figure for PROMISES.md: answers per CPU-second of the server, a client on loopback asking as fast as it is answered.
 //!
-//! `cargo run --release -p coracle-dns --example bench [seconds]`. The mix is a cluster's: 70 % services, 10 % names of
+//! `cargo run --release -p coracle-dns --example dns_bench [seconds]`. The mix is a cluster's: 70 % services, 10 % names of
 //! the search walk that do not exist, 10 % SRV, 10 % forwarded names (from the cache).
 #![allow(clippy::print_stdout, reason = "the figures are the output")]
 
