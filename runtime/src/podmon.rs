@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use coracle_plan::message::{Fields, MAX_PACKET, Packet, Record, answer, request};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -25,6 +26,11 @@ const REQUESTS: usize = 32;
 /// Events that nobody has taken yet; `containers()` tells the same.
 const EVENTS: usize = 256;
 
+/// A monitor answers from memory, but for a launch: that one gives up after 30 s.
+const ANSWER: Duration = Duration::from_secs(60);
+/// The first answer of a monitor that an earlier agent left; a machine that has just come up may be slow.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
 /// What went wrong between agent and podmon.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PodmonError {
@@ -34,6 +40,9 @@ pub enum PodmonError {
     /// It has died, or was killed: the pod is lost and must be started anew.
     #[error("the pod's monitor is gone")]
     Gone,
+    /// It is there and does not answer: stopped, or stuck in a file system.
+    #[error("the pod's monitor does not answer")]
+    Silent,
     /// It refused a request, or an operation of a plan failed.
     #[error("{}", std::io::Error::from_raw_os_error(*errno))]
     Refused {
@@ -191,6 +200,10 @@ struct Shared {
 impl Connection {
     /// Connects and learns the state of every container.
     pub(crate) async fn open(dir: &Path) -> Result<Self, PodmonError> {
+        Self::open_within(dir, FIRST_ANSWER).await
+    }
+
+    async fn open_within(dir: &Path, patience: Duration) -> Result<Self, PodmonError> {
         let socket = connect(&dir.join("podmon.sock")).map_err(|_| PodmonError::Gone)?;
         let pid = std::fs::read_to_string(dir.join("pid")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         // A packet socket in a stream's clothes: only its readiness and descriptor are used.
@@ -214,7 +227,8 @@ impl Connection {
         };
         tokio::spawn(task.run());
         let connection = Self { commands, shared };
-        connection.request(request::LIST, Vec::new(), |_| {}).await?;
+        let list = connection.request(request::LIST, Vec::new(), |_| {});
+        tokio::time::timeout(patience, list).await.unwrap_or(Err(PodmonError::Silent))?;
         Ok(connection)
     }
 
@@ -265,7 +279,17 @@ impl Connection {
         fill(&mut packet);
         let (reply, answered) = oneshot::channel();
         self.commands.send(Command::Request { packet, sequence, fds, reply }).await.map_err(|_| PodmonError::Gone)?;
-        answered.await.map_err(|_| PodmonError::Gone)?
+        answer_to(answered).await
+    }
+
+    /// Kills an exec without waiting for the answer: its caller has gone.
+    pub(crate) fn abandon_exec(&self, id: u32) {
+        let sequence = self.sequence();
+        let mut packet = Packet::new(request::KILL, sequence);
+        packet.text(&format!("exec:{id}")).u32(9);
+        let (reply, _) = oneshot::channel();
+        // A full queue loses the kill; the process then ends with its container.
+        let _ = self.commands.try_send(Command::Request { packet, sequence, fds: Vec::new(), reply });
     }
 
     /// Runs a process in a container; the receiver gets its wait status.
@@ -283,8 +307,15 @@ impl Connection {
             .send(Command::Exec { packet, sequence, fds, id: sequence, reply, exit })
             .await
             .map_err(|_| PodmonError::Gone)?;
-        answered.await.map_err(|_| PodmonError::Gone)??;
+        answer_to(answered).await?;
         Ok((sequence, exited))
+    }
+}
+
+async fn answer_to(answered: oneshot::Receiver<Result<u32, PodmonError>>) -> Result<u32, PodmonError> {
+    match tokio::time::timeout(ANSWER, answered).await {
+        Ok(answer) => answer.map_err(|_| PodmonError::Gone)?,
+        Err(_) => Err(PodmonError::Silent),
     }
 }
 
@@ -406,4 +437,21 @@ fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io::Result<usiz
     let mut control = RecvAncillaryBuffer::default();
     let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::DONTWAIT)?;
     Ok(message.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_monitor_that_says_nothing_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(dir.path().join("podmon.sock")).unwrap()).unwrap();
+        let open = || Connection::open_within(dir.path(), Duration::from_millis(50));
+        assert!(matches!(open().await, Err(PodmonError::Gone)));
+        rustix::net::listen(&socket, 1).unwrap();
+        assert!(matches!(open().await, Err(PodmonError::Silent)));
+    }
 }

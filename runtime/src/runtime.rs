@@ -210,9 +210,9 @@ impl Runtime {
                 Ok(connection) => {
                     self.lock().insert(id.clone(), self.handle(&id, connection));
                 }
-                Err(_) => {
-                    // Its monitor is gone: nobody would ever tell how its containers end.
-                    tracing::warn!(pod = id, "a pod without its monitor is removed");
+                Err(error) => {
+                    // Nobody would ever tell how its containers end.
+                    tracing::warn!(pod = id, %error, "a pod whose monitor is lost is removed");
                     self.sweep(&id).await?;
                 }
             }
@@ -261,8 +261,9 @@ impl Runtime {
     async fn sweep(&self, id: &str) -> Result<(), RuntimeError> {
         let (runtime, id) = (self.clone(), id.to_owned());
         blocking(move || {
-            runtime.inner.cgroups.destroy(&format!("pods/{id}"))?;
             let dir = runtime.dir(&id);
+            kill_monitor(&dir);
+            runtime.inner.cgroups.destroy(&format!("pods/{id}"))?;
             match std::fs::remove_dir_all(&dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(RuntimeError::File { action: "remove", path: dir, source: error })
@@ -529,6 +530,7 @@ impl PodHandle {
         };
         let mut output = Output { pipe: Some(pipe), kept: Vec::new(), limit: exec.max_output };
         let mut exited = exited;
+        let mut guard = Abandoned { connection: self.connection.clone(), id: Some(id) };
         let first = tokio::select! {
             // Cancel safe: what was read is in `output`, and the exit's channel is only polled.
             status = output.read_beside(&mut exited) => Some(status),
@@ -544,9 +546,10 @@ impl PodHandle {
                         packet.text(&format!("exec:{id}")).u32(9);
                     })
                     .await;
-                output.read_beside(&mut exited).await
+                tokio::time::timeout(DEATH, output.read_beside(&mut exited)).await.unwrap_or(Ok(9))
             }
         };
+        guard.id = None;
         let status = status.map_err(|_| RuntimeError::Podmon(PodmonError::Gone))?;
         // A process it left behind may hold the pipe open: its output is not waited for.
         let _ = tokio::time::timeout(LAST_WORDS, output.read_all()).await;
@@ -600,6 +603,34 @@ impl PodHandle {
         self.runtime.sweep(&self.id).await?;
         self.runtime.lock().remove(&*self.id);
         Ok(())
+    }
+}
+
+/// Kills what is left of a monitor: one that is stopped or stuck would hold the pod's namespaces.
+fn kill_monitor(dir: &Path) {
+    let pid = std::fs::read_to_string(dir.join("pid")).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let Some(pid) = pid.filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) else { return };
+    // The number may be another process's by now.
+    let words = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    if words.split(|byte| *byte == 0).nth(1) == Some(dir.as_os_str().as_encoded_bytes()) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// A killed process that does not die hangs in the kernel: its probe shall not.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// An exec whose caller goes away is killed.
+struct Abandoned {
+    connection: Connection,
+    id: Option<u32>,
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.connection.abandon_exec(id);
+        }
     }
 }
 

@@ -154,6 +154,28 @@ async fn execs_leak_nothing_and_wait_for_nobody() {
 }
 
 #[tokio::test]
+async fn an_exec_whose_caller_goes_away_is_killed() {
+    let Some(lab) = lab("gone").await else { return };
+    let pod = lab.pod("p1").await;
+    lab.start(&pod, "a", "sleep 1000").await;
+    let theirs = pod.clone();
+    let long = tokio::spawn(async move {
+        exec(&theirs, "a", &["sh", "-c", "echo $$ > /tmp/pid; exec sleep 1000"], 600_000).await.map(drop)
+    });
+    let until = Instant::now() + Duration::from_secs(20);
+    let ask = async |script: &str| exec(&pod, "a", &["sh", "-c", script], 5000).await.unwrap().exit_code;
+    while ask("test -s /tmp/pid").await != 0 {
+        assert!(Instant::now() < until, "the exec does not start");
+    }
+    assert_eq!(ask("test -d /proc/$(cat /tmp/pid)").await, 0);
+    long.abort();
+    while ask("test -d /proc/$(cat /tmp/pid)").await == 0 {
+        assert!(Instant::now() < until, "the exec outlives its caller");
+    }
+    lab.finish().await;
+}
+
+#[tokio::test]
 async fn logs_are_as_long_as_they_may_be() {
     let Some(lab) = lab("logs").await else { return };
     let pod = lab.pod("p1").await;

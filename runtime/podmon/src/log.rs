@@ -16,6 +16,8 @@ pub(crate) struct Log {
     size: u64,
     max: u64,
     files: u32,
+    /// Lines that go to the file with one write.
+    batch: Vec<u8>,
     pub(crate) dropped: u64,
 }
 
@@ -27,7 +29,15 @@ pub(crate) struct Pending {
 
 impl Log {
     pub(crate) fn open(path: &str, max: u64, files: u32) -> Self {
-        let mut log = Self { path: path.to_owned(), file: None, size: 0, max, files: files.max(1), dropped: 0 };
+        let mut log = Self {
+            path: path.to_owned(),
+            file: None,
+            size: 0,
+            max,
+            files: files.max(1),
+            batch: Vec::new(),
+            dropped: 0,
+        };
         log.reopen();
         log
     }
@@ -57,6 +67,7 @@ impl Log {
                 }
             }
         }
+        self.flush();
         if pending.bytes.is_empty() && pending.bytes.capacity() > 4096 {
             pending.bytes = Vec::new();
         }
@@ -67,33 +78,49 @@ impl Log {
         if !pending.bytes.is_empty() {
             self.line(stream, 'F', &pending.bytes);
             pending.bytes = Vec::new();
+            self.flush();
         }
     }
 
     fn line(&mut self, stream: &str, tag: char, text: &[u8]) {
         let (seconds, nanos) = sys::now();
-        let mut line = Vec::with_capacity(text.len() + 48);
-        let _ = write!(line, "{}.{nanos:09}Z {stream} {tag} ", date(seconds));
-        line.extend_from_slice(text);
-        line.push(b'\n');
-        if self.size > 0 && self.size + line.len() as u64 > self.max {
+        let mut head = [0_u8; 64];
+        let room = head.len();
+        let mut rest = &mut head[..];
+        let _ = write!(rest, "{}.{nanos:09}Z {stream} {tag} ", date(seconds));
+        let used = room - rest.len();
+        let length = (used + text.len() + 1) as u64;
+        if self.size + (self.batch.len() as u64) + length > self.max && self.size + self.batch.len() as u64 > 0 {
+            self.flush();
             self.rotate();
+        }
+        self.batch.extend_from_slice(&head[..used]);
+        self.batch.extend_from_slice(text);
+        self.batch.push(b'\n');
+    }
+
+    /// A full disk must cost log lines, not the container: they are dropped, and counted.
+    fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
         }
         if self.file.is_none() {
             self.reopen();
         }
-        // A full disk must cost log lines, not the container: they are dropped, and counted.
-        match self.file.as_mut().map(|file| file.write(&line)) {
-            Some(Ok(written)) => {
-                if written < line.len() {
-                    // Half a line would run into the next one.
-                    self.dropped += 1;
-                    let _ = self.file.as_ref().map(|file| file.set_len(self.size));
-                } else {
-                    self.size += written as u64;
-                }
-            }
-            _ => self.dropped += 1,
+        let written = self.file.as_mut().map_or(0, |file| file.write(&self.batch).unwrap_or(0));
+        let whole = match self.batch[..written].iter().rposition(|byte| *byte == b'\n') {
+            Some(end) => end + 1,
+            None => 0,
+        };
+        if whole < written {
+            // Half a line would run into the next one.
+            let _ = self.file.as_ref().map(|file| file.set_len(self.size + whole as u64));
+        }
+        self.size += whole as u64;
+        self.dropped += self.batch[whole..].iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.batch.clear();
+        if self.batch.capacity() > 4096 {
+            self.batch = Vec::new();
         }
     }
 
@@ -134,6 +161,17 @@ mod tests {
         assert_eq!(date(0), "1970-01-01T00:00:00");
         assert_eq!(date(951_782_400), "2000-02-29T00:00:00");
         assert_eq!(date(1_795_694_400), "2026-11-26T12:00:00");
+    }
+
+    #[test]
+    fn a_full_disk_costs_whole_lines() {
+        // Every write to it fails with ENOSPC.
+        let mut log = Log::open("/dev/full", 40_000, 1);
+        let mut pending = Pending::default();
+        log.take("stdout", &mut pending, b"one\ntwo\nthree");
+        assert_eq!((log.dropped, log.size), (2, 0));
+        log.end("stdout", &mut pending);
+        assert_eq!(log.dropped, 3);
     }
 
     #[test]

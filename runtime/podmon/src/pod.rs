@@ -374,6 +374,7 @@ impl Pod {
         // SAFETY: the buffer has the size that is given; its content does not matter, only that the signal is taken.
         unsafe { libc::read(self.signals.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
         while self.reap_one(false).is_some() {}
+        give_back();
     }
 
     /// Takes one dead child, if there is one.
