@@ -38,9 +38,9 @@ fn main() {
 type Clock = Box<dyn Fn() -> f64 + Send>;
 
 /// Runs the server on one thread of its own, whose CPU time the clock reads.
-fn serve(zone: Zone, upstream: std::net::SocketAddr) -> (std::net::SocketAddr, Clock, std::sync::mpsc::Sender<()>) {
-    let (ready, started) = std::sync::mpsc::channel();
-    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+fn serve(zone: Zone, upstream: std::net::SocketAddr) -> (std::net::SocketAddr, Clock, std::sync::mpsc::SyncSender<()>) {
+    let (ready, started) = std::sync::mpsc::sync_channel(1);
+    let (stop, stopped) = std::sync::mpsc::sync_channel::<()>(1);
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let tid = std::fs::read_link("/proc/thread-self").expect("own thread");
