@@ -17,6 +17,10 @@ use crate::status::Failure;
 /// Every body we send.
 pub(crate) type Body = BoxBody<Bytes, Infallible>;
 
+pub(crate) fn empty() -> Body {
+    Full::new(Bytes::new()).boxed()
+}
+
 pub(crate) fn bytes(code: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Full::new(bytes.into()).boxed());
     *response.status_mut() = code;

@@ -28,5 +28,5 @@ mod write;
 pub use addresses::ServiceAddresses;
 pub use facility::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed};
 pub use metrics::{ApiMetrics, Requests, TIME_BOUNDS_MICROS};
-pub use serve::{ApiConfig, ServeError, Tls, serve};
+pub use serve::{ApiConfig, Patience, ServeError, Tls, serve, serve_with};
 pub use who::Who;

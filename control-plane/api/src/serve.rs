@@ -27,12 +27,6 @@ use crate::who::of_certificate;
 
 /// Watches at once; more are told to come again.
 const MAX_WATCHES: usize = 5000;
-/// A client that does not get through TLS in this time is hung up on.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// A request's head must have come in this time; an HTTP/1 connection that asks nothing for so long is closed.
-const HEAD: Duration = Duration::from_secs(30);
-/// How long one may stay without saying who one is.
-const STRANGER: Duration = Duration::from_secs(30);
 /// Lists whose next page may still be asked for.
 const HELD_PAGES: usize = 64;
 const HELD_TIME: Duration = Duration::from_secs(300);
@@ -67,6 +61,30 @@ pub struct ApiConfig {
     pub metrics: ApiMetrics,
 }
 
+/// How long the door waits for a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// A client that does not get through TLS in this time is hung up on.
+    pub handshake: Duration,
+    /// A request's head must have come in this time; an HTTP/1 connection that asks nothing for so long is closed.
+    pub head: Duration,
+    /// How long one may stay without saying who one is.
+    pub stranger: Duration,
+    /// A body that has not come in this time is not waited for.
+    pub body: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            head: Duration::from_secs(30),
+            stranger: Duration::from_secs(30),
+            body: Duration::from_secs(60),
+        }
+    }
+}
+
 /// Why the door cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -92,6 +110,7 @@ pub(crate) struct Door {
     pub(crate) watches: Arc<Semaphore>,
     pub(crate) pages: Pages,
     pub(crate) addresses: ServiceAddresses,
+    pub(crate) patience: Patience,
 }
 
 impl Door {
@@ -142,6 +161,19 @@ pub async fn serve(
     cluster: Arc<dyn Cluster>,
     drain: CancellationToken,
 ) -> Result<SocketAddr, ServeError> {
+    serve_with(config, cluster, drain, Patience::default()).await
+}
+
+/// The same, with another patience.
+///
+/// # Errors
+/// The port is taken, the certificate cannot be used.
+pub async fn serve_with(
+    config: ApiConfig,
+    cluster: Arc<dyn Cluster>,
+    drain: CancellationToken,
+    patience: Patience,
+) -> Result<SocketAddr, ServeError> {
     let tls = tls_config(&config.tls).map_err(ServeError::Tls)?;
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let address = config.listen;
@@ -155,6 +187,7 @@ pub async fn serve(
         watches: Arc::new(Semaphore::new(MAX_WATCHES)),
         pages: Pages::default(),
         addresses,
+        patience,
     });
     tokio::spawn(accept(door, listener, acceptor));
     Ok(bound)
@@ -184,7 +217,7 @@ async fn accept(door: Arc<Door>, listener: TcpListener, acceptor: TlsAcceptor) {
 
 async fn connection(door: Arc<Door>, standing: Arc<Standing>, stream: TcpStream, acceptor: TlsAcceptor) {
     let _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
+    let Ok(Ok(stream)) = tokio::time::timeout(door.patience.handshake, acceptor.accept(stream)).await else { return };
     let session = stream.get_ref().1;
     let who = Arc::new(of_certificate(session.peer_certificates()));
     if who.is_known() && !standing.promote() {
@@ -194,7 +227,7 @@ async fn connection(door: Arc<Door>, standing: Arc<Standing>, stream: TcpStream,
     let builder = auto::Builder::new(TokioExecutor::new());
     let http2 = session.alpn_protocol() == Some(b"h2");
     let mut builder = if http2 { builder.http2_only() } else { builder.http1_only() };
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 << 10);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(door.patience.head).max_buf_size(64 << 10);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -202,7 +235,7 @@ async fn connection(door: Arc<Door>, standing: Arc<Standing>, stream: TcpStream,
         .keep_alive_timeout(Duration::from_secs(20))
         .max_concurrent_streams(250)
         .max_header_list_size(32 << 10);
-    let drain = door.drain.clone();
+    let (drain, patience) = (door.drain.clone(), door.patience);
     let of_requests = standing.clone();
     let service = service_fn(move |request| {
         let (door, who, standing) = (door.clone(), who.clone(), of_requests.clone());
@@ -213,7 +246,7 @@ async fn connection(door: Arc<Door>, standing: Arc<Standing>, stream: TcpStream,
     tokio::select! {
         // Cancel safe: on drain, and when a stranger's time is over, the connection is asked to finish what it does.
         outcome = &mut served => if let Err(error) = outcome { tracing::debug!(%error, "a connection broke") },
-        () = is_over(&standing, &drain) => {
+        () = is_over(&standing, patience.stranger, &drain) => {
             served.as_mut().graceful_shutdown();
             let _ = tokio::time::timeout(Duration::from_secs(5), served).await;
         }
@@ -221,10 +254,10 @@ async fn connection(door: Arc<Door>, standing: Arc<Standing>, stream: TcpStream,
 }
 
 /// Resolves on drain, and when one has stayed too long without saying who one is.
-async fn is_over(standing: &Standing, drain: &CancellationToken) {
+async fn is_over(standing: &Standing, time: Duration, drain: &CancellationToken) {
     tokio::select! {
         () = drain.cancelled() => {}
-        () = tokio::time::sleep(STRANGER) => if standing.is_member() { drain.cancelled().await },
+        () = tokio::time::sleep(time) => if standing.is_member() { drain.cancelled().await },
     }
 }
 

@@ -1,7 +1,7 @@
 //! From a request to an answer: the route decides, the verb does.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use coracle_manifests::{Problem, decode};
@@ -21,8 +21,6 @@ use crate::{change, delete, discovery, list, logs, may, openapi, reviews, watch,
 
 /// The largest body of a request: an object is at most 1.5 MB, its JSON may be escaped.
 const MAX_BODY: usize = 3 << 20;
-/// A body that has not come in this time is not waited for.
-const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// A request whose body has been read.
 pub(crate) struct Asked {
@@ -89,7 +87,10 @@ pub(crate) async fn handle(
             Err(failure) => Err(failure),
         },
     };
-    let response = outcome.unwrap_or_else(|failure| answer::failure(&failure));
+    let mut response = outcome.unwrap_or_else(|failure| answer::failure(&failure));
+    if parts.method == Method::HEAD {
+        *response.body_mut() = answer::empty();
+    }
     door.config.metrics.count(verb, resource, response.status().as_u16(), begun.elapsed());
     tracing::debug!(user = shown.user, method = %parts.method, path = parts.uri.path(), code = response.status().as_u16(), "answered");
     response
@@ -142,10 +143,10 @@ async fn answer_to(
     let header = |name: header::HeaderName| {
         parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
     };
-    let body = match tokio::time::timeout(BODY_TIME, read_body(body)).await {
+    let body = match tokio::time::timeout(door.patience.body, read_body(body)).await {
         Ok(body) => body?,
         Err(_) => {
-            let words = format!("the request's body did not come within {} s", BODY_TIME.as_secs());
+            let words = format!("the request's body did not come within {} s", door.patience.body.as_secs());
             return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "Timeout", words));
         }
     };

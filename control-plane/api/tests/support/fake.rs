@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use coracle_api::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed};
+use coracle_api::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed, Who};
 use coracle_base::{Generation, Revision};
 use coracle_store::{Event, Expect, Key, Limits, Object, Op, Store, Transaction, View};
 use serde_json::{Value, json};
@@ -149,5 +149,14 @@ impl Cluster for Fake {
         }
         self.log_queries.lock().unwrap().push(query);
         Box::pin(async { Ok(chunks) })
+    }
+
+    fn holder<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Option<Who>> {
+        let group = match token {
+            "good" => "system:masters",
+            "user" => "team",
+            _ => return Box::pin(async { None }),
+        };
+        Box::pin(async { Some(Who { user: "token".into(), groups: vec![group.into()] }) })
     }
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_api::{ApiConfig, ApiMetrics, ServiceAddresses, Tls, serve};
+use coracle_api::{ApiConfig, ApiMetrics, Patience, ServiceAddresses, Tls, serve_with};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
@@ -89,8 +89,19 @@ impl World {
         Self::with(Fake::new(1 << 24)).await
     }
 
+    /// A door that waits for nobody longer than a second.
+    pub async fn impatient() -> Self {
+        let second = Duration::from_secs(1);
+        let patience = Patience { handshake: second, head: second, stranger: second, body: second };
+        Self::build(Fake::new(1 << 24), patience).await
+    }
+
     /// A door before this memory.
     pub async fn with(cluster: Fake) -> Self {
+        Self::build(cluster, Patience::default()).await
+    }
+
+    async fn build(cluster: Fake, patience: Patience) -> Self {
         let cluster = Arc::new(cluster);
         let authority = Authority::new();
         let server = authority.server();
@@ -101,7 +112,7 @@ impl World {
             services: ServiceAddresses { base: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
             metrics: metrics.clone(),
         };
-        let address = serve(config, cluster.clone(), drain.clone()).await.unwrap();
+        let address = serve_with(config, cluster.clone(), drain.clone(), patience).await.unwrap();
         let admin = authority.client("kubernetes-admin", &["system:masters"]);
         Self { address, cluster, metrics, authority, admin, drain }
     }
