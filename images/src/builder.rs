@@ -231,6 +231,16 @@ impl LayerBuilder {
         self.nodes.contains_key(path.strip_prefix("/").unwrap_or(path))
     }
 
+    /// The contents of a file that was given with its contents (not with [`Self::file_from`]).
+    #[must_use]
+    pub fn contents(&self, path: impl AsRef<Path>) -> Option<&[u8]> {
+        let path = path.as_ref();
+        match self.nodes.get(path.strip_prefix("/").unwrap_or(path)) {
+            Some(Node::Bytes(contents, _)) => Some(contents),
+            _ => None,
+        }
+    }
+
     /// Writes the layer as a tar. Paths are sorted, so parents come before what is in them; hard links come last.
     pub fn write(&self, out: impl Write) -> io::Result<()> {
         let mut tar = tar::Builder::new(out);

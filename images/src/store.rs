@@ -61,8 +61,10 @@ pub struct PullOptions {
     pub parallel: usize,
     /// Milliseconds a request may be without any progress.
     pub stall_ms: u64,
-    /// Attempts per request, the first included.
+    /// Attempts per request, the first included. A download that makes progress may be resumed more often.
     pub attempts: u32,
+    /// Milliseconds before the first repetition; doubled each time, a server's Retry-After counts more. 60 s at most.
+    pub backoff_ms: u64,
 }
 
 impl Default for PullOptions {
@@ -74,6 +76,7 @@ impl Default for PullOptions {
             parallel: 4,
             stall_ms: 30_000,
             attempts: 6,
+            backoff_ms: 500,
         }
     }
 }
@@ -308,6 +311,11 @@ impl ImageStore {
 impl ImageStore {
     pub(crate) fn platform(&self) -> &Platform {
         &self.inner.options.pull.platform
+    }
+
+    /// What a name leads to, if it is here.
+    pub(crate) fn known(&self, reference: &Reference) -> Result<Option<ImageRecord>, ImageError> {
+        Ok(self.inner.index.read()?.find(reference).map(|(name, named)| record(name, named)))
     }
 
     /// While this is held nothing is collected.

@@ -11,7 +11,8 @@ use coracle_images::builder::{Attributes, LayerBuilder};
 use crate::Failure;
 
 /// A shell, the C library with its resolver, the usual small tools.
-const BASE: &[&str] = &["base-files", "base-passwd", "netbase", "libc6", "libc-bin", "dash", "coreutils", "ca-certificates"];
+const BASE: &[&str] =
+    &["base-files", "base-passwd", "netbase", "libc6", "libc-bin", "dash", "coreutils", "ca-certificates"];
 
 /// In a merged system these are links, and files that packages put under the left end up under the right.
 const MERGED: &[(&str, &str)] = &[("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")];
@@ -57,7 +58,14 @@ fn resolve(cache: &Path, names: &[&str]) -> Result<Vec<PathBuf>, Failure> {
         command.arg("-o").arg(option("Dir::State::Lists", &cache.join("lists")));
         command.arg("-o").arg(option("Dir::State::status", &status));
         command.arg("-o").arg(option("Dir::Cache::archives", &archives));
-        command.args(["-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=", "-o", "APT::Sandbox::User=root"]);
+        command.args([
+            "-o",
+            "Dir::Cache::pkgcache=",
+            "-o",
+            "Dir::Cache::srcpkgcache=",
+            "-o",
+            "APT::Sandbox::User=root",
+        ]);
         command.args(["-o", "Debug::NoLocking=1", "-o", "APT::Get::List-Cleanup=0", "-qq"]);
         command.args(arguments);
         run(&mut command, &format!("run apt-get {}", arguments.join(" ")))
@@ -67,19 +75,12 @@ fn resolve(cache: &Path, names: &[&str]) -> Result<Vec<PathBuf>, Failure> {
         apt(&["update"])?;
     }
     let install = [&["install", "--no-install-recommends", "-y"], names].concat();
-    let said = apt(&[&install[..], &["--print-uris"]].concat())?;
     apt(&[&install[..], &["--download-only"]].concat())?;
-    let mut files: Vec<String> = said
-        .lines()
-        // 'URI' FILE SIZE HASH
-        .filter_map(|line| line.split_whitespace().nth(1))
-        .filter(|name| name.ends_with(".deb") && !name.contains('/'))
-        .map(str::to_owned)
-        .collect();
-    // What the cache has already is not printed again.
+    let wanted = simulated(&apt, &install)?;
+    let mut files = Vec::new();
     for entry in std::fs::read_dir(&archives).map_err(step("read the cache"))? {
         let name = entry.map_err(step("read the cache"))?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".deb") && !files.contains(&name) && simulated(&apt, &install)?.iter().any(|(package, version)| is_file_of(&name, package, version)) {
+        if name.ends_with(".deb") && wanted.iter().any(|(package, version)| is_file_of(&name, package, version)) {
             files.push(name);
         }
     }
@@ -89,7 +90,10 @@ fn resolve(cache: &Path, names: &[&str]) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// Names and versions apt would install.
-fn simulated(apt: &dyn Fn(&[&str]) -> Result<String, Failure>, install: &[&str]) -> Result<Vec<(String, String)>, Failure> {
+fn simulated(
+    apt: &dyn Fn(&[&str]) -> Result<String, Failure>,
+    install: &[&str],
+) -> Result<Vec<(String, String)>, Failure> {
     let said = apt(&[install, &["--simulate"]].concat())?;
     Ok(said
         .lines()
@@ -145,12 +149,18 @@ pub fn base(packages: &Packages) -> Result<LayerBuilder, Failure> {
         layer.symlink(link, target);
     }
     unpack(&mut layer, &packages.base)?;
-    for (from, to) in [("usr/share/base-passwd/passwd.master", "etc/passwd"), ("usr/share/base-passwd/group.master", "etc/group")] {
+    for (from, to) in
+        [("usr/share/base-passwd/passwd.master", "etc/passwd"), ("usr/share/base-passwd/group.master", "etc/group")]
+    {
         let contents = layer.contents(from).ok_or(Failure::Missing("base-passwd"))?.to_vec();
         layer.file(to, contents, Attributes::mode(0o644));
     }
     layer
-        .file("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n", Attributes::mode(0o644))
+        .file(
+            "etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+            Attributes::mode(0o644),
+        )
         .file("etc/hosts", "127.0.0.1 localhost\n", Attributes::mode(0o644))
         .directory("tmp", Attributes::mode(0o1777))
         .directory("var/tmp", Attributes::mode(0o1777))
@@ -179,6 +189,10 @@ pub fn user(base: &LayerBuilder, layer: &mut LayerBuilder, name: &str, id: u32, 
 pub fn slim() -> LayerBuilder {
     let mut layer = LayerBuilder::new();
     layer.directory("usr/share", Attributes::mode(0o755));
-    layer.whiteout("usr/share/doc").whiteout("usr/share/man").whiteout("usr/share/locale").whiteout("usr/share/lintian");
+    layer
+        .whiteout("usr/share/doc")
+        .whiteout("usr/share/man")
+        .whiteout("usr/share/locale")
+        .whiteout("usr/share/lintian");
     layer
 }

@@ -13,7 +13,11 @@ pub fn build(out: &Path, binary: Option<PathBuf>, name: &str) -> Result<String, 
     let mut layer = LayerBuilder::new();
     layer
         .directory("tmp", Attributes::mode(0o1777))
-        .file("etc/passwd", "root:x:0:0:root:/:/sbin/nologin\nhello:x:65532:65532:hello:/:/sbin/nologin\n", Attributes::mode(0o644))
+        .file(
+            "etc/passwd",
+            "root:x:0:0:root:/:/sbin/nologin\nhello:x:65532:65532:hello:/:/sbin/nologin\n",
+            Attributes::mode(0o644),
+        )
         .file("etc/group", "root:x:0:\nhello:x:65532:\n", Attributes::mode(0o644))
         .file_from("hello", &binary, Attributes::mode(0o755));
     std::fs::metadata(&binary).map_err(|error| Failure::Binary(binary.clone(), error))?;

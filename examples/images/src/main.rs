@@ -68,7 +68,9 @@ enum Failure {
     Binary(PathBuf, #[source] std::io::Error),
     #[error("cannot {0}")]
     Step(String, #[source] std::io::Error),
-    #[error("cannot {what}; it said:\n{said}\n  hint: this needs apt-get and dpkg-deb of a Debian-like system, and its package sources")]
+    #[error(
+        "cannot {what}; it said:\n{said}\n  hint: this needs apt-get and dpkg-deb of a Debian-like system, and its package sources"
+    )]
     Tool { what: String, said: String },
     #[error("the packages hold no {0}")]
     Missing(&'static str),

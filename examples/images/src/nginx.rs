@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use coracle_images::builder::{Attributes, Compress, Layout, LayerBuilder, RunConfig};
+use coracle_images::builder::{Attributes, Compress, LayerBuilder, Layout, RunConfig};
 
 use crate::{Failure, debian};
 

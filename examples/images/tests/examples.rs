@@ -19,7 +19,8 @@ fn every_example_is_accepted() {
         let text = std::fs::read_to_string(&path).unwrap();
         for document in decode::yaml(&text).unwrap_or_else(|problems| panic!("{}: {problems:?}", path.display())) {
             let mut value = document.value;
-            let kind = kinds::by_name(value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap()).unwrap_or_else(|| panic!("{}: {}", path.display(), value["kind"]));
+            let kind = kinds::by_name(value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap())
+                .unwrap_or_else(|| panic!("{}: {}", path.display(), value["kind"]));
             let problems = check::strict(kind, &value);
             assert!(problems.is_empty(), "{}: {problems:?}", path.display());
             default::apply(kind, &mut value);
