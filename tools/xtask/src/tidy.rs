@@ -189,8 +189,10 @@ fn purity(metadata: &Value, problems: &mut Vec<String>) {
 /// Calls `see` with each line's code and whether it is inside the file's test module (which stands last, by custom).
 fn each_code_line(path: &Path, see: &mut dyn FnMut(usize, &str, bool)) {
     let source = std::fs::read_to_string(path).unwrap_or_default();
+    // `examples` of a crate are tests in all but name; the workspace's own `examples` folder holds products.
+    let own = relative(path);
     let mut in_tests = path.file_stem().is_some_and(|stem| stem == "tests")
-        || path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "examples");
+        || own.split('/').skip(1).any(|part| part == "tests" || part == "examples");
     for (index, line) in source.lines().enumerate() {
         in_tests |= line.trim() == "#[cfg(test)]";
         see(index + 1, &code_of(line), in_tests);
