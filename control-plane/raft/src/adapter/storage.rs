@@ -163,7 +163,8 @@ impl RaftLogStorage<Types> for LogStore {
         let index = self.index();
         // A committed index is written ahead of nothing: entries it names are before it in the log or purged. After a
         // truncation of what was never committed, it still is within the log.
-        Ok(index.committed.min(index.last()).map(log_id))
+        let within = |at: &Position| index.last().is_some_and(|last| at.index <= last.index);
+        Ok(index.committed.filter(within).map(log_id))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>

@@ -106,12 +106,19 @@ impl Index {
                 while self.places.back().is_some_and(|place| keep.is_none_or(|keep| place.at.index > keep)) {
                     self.places.pop_back();
                 }
+                // Recovery may meet this before the purge that explains why what was kept is not here.
+                let purged = self.purged.map(|at| at.index);
+                if self.places.is_empty() && *keep > purged {
+                    self.start = keep.map(|keep| keep + 1);
+                }
             }
             Record::Purge(upto) => {
                 while self.places.front().is_some_and(|place| place.at.index <= upto.index) {
                     self.places.pop_front();
                 }
-                self.purged = self.purged.max(Some(*upto));
+                if self.purged.is_none_or(|purged| purged.index < upto.index) {
+                    self.purged = Some(*upto);
+                }
             }
         }
         Ok(())
