@@ -457,6 +457,7 @@ fn sweep(folder: &Path) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stdout)] // SKIP lines
 mod tests {
     use super::*;
     use std::process::Command;

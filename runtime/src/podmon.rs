@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -105,12 +105,17 @@ impl From<Record> for ContainerState {
     }
 }
 
-/// Podmon in memory, once for all pods of this agent: they share its pages.
-static SEALED: OnceLock<OwnedFd> = OnceLock::new();
+/// Podmon in memory, once for all pods of this agent: they share its pages. `None` where memory cannot be executed.
+static SEALED: OnceLock<Option<OwnedFd>> = OnceLock::new();
 
 /// Nobody, not even a container that gets hold of it, can write the program that watches it (CVE-2019-5736).
 fn sealed() -> rustix::io::Result<OwnedFd> {
-    let memory = rustix::fs::memfd_create("podmon", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Since 6.3 a machine may ask that memory to be executed says so; before, the word is unknown.
+    let memory = match rustix::fs::memfd_create("podmon", flags | MemfdFlags::EXEC) {
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create("podmon", flags),
+        other => other,
+    }?;
     let mut rest = PROGRAM;
     while !rest.is_empty() {
         let written = rustix::io::write(&memory, rest)?;
@@ -123,46 +128,43 @@ fn sealed() -> rustix::io::Result<OwnedFd> {
 
 /// Starts a podmon in `dir`; returns when its socket listens.
 pub(crate) fn spawn(dir: &Path, hostname: &str, host_network: bool) -> Result<(), PodmonError> {
-    let bad = |what: &str, error: &dyn std::fmt::Display| PodmonError::Start(format!("{what}: {error}"));
-    let memory = match SEALED.get() {
-        Some(memory) => memory,
-        None => {
-            let made = sealed().map_err(|error| bad("seal the program", &error))?;
-            SEALED.get_or_init(|| made)
+    let memory = SEALED.get_or_init(|| match sealed() {
+        Ok(memory) => Some(memory),
+        Err(error) => {
+            tracing::info!(%error, "no sealed memory for pods' monitors; each gets a file of its own");
+            None
         }
-    };
-    let mut command = std::process::Command::new(format!("/proc/self/fd/{}", memory.as_raw_fd()));
-    command.arg(dir).arg(hostname);
-    if host_network {
-        command.arg("host-network");
-    }
-    command
-        .env_clear()
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped());
-    let output = command.output();
-    let output = match output {
-        // vm.memfd_noexec forbids executing memory: a private file then.
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            let path = dir.join("podmon");
-            std::fs::write(&path, PROGRAM).map_err(|error| bad("write", &error))?;
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o500))
-                .map_err(|error| bad("chmod", &error))?;
-            let mut command = std::process::Command::new(&path);
-            command.arg(dir).arg(hostname);
-            if host_network {
-                command.arg("host-network");
-            }
-            command.env_clear().stdin(std::process::Stdio::null()).output()
+    });
+    if let Some(memory) = memory {
+        match run(Path::new(&format!("/proc/self/fd/{}", memory.as_raw_fd())), dir, hostname, host_network) {
+            // vm.memfd_noexec.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+            other => return outcome(other),
         }
-        other => other,
     }
-    .map_err(|error| bad("exec", &error))?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(PodmonError::Start(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    let file = private_program(dir).map_err(|error| PodmonError::Start(format!("write its program: {error}")))?;
+    outcome(run(&file, dir, hostname, host_network))
+}
+
+/// The program as a file of the pod's own folder.
+fn private_program(dir: &Path) -> std::io::Result<PathBuf> {
+    let path = dir.join("podmon");
+    std::fs::write(&path, PROGRAM)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o500))?;
+    Ok(path)
+}
+
+fn run(program: &Path, dir: &Path, hostname: &str, host_network: bool) -> std::io::Result<std::process::Output> {
+    let mut command = std::process::Command::new(program);
+    command.arg(dir).arg(hostname).args(host_network.then_some("host-network")).env_clear();
+    command.stdin(std::process::Stdio::null()).output()
+}
+
+fn outcome(ran: std::io::Result<std::process::Output>) -> Result<(), PodmonError> {
+    match ran {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(PodmonError::Start(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        Err(error) => Err(PodmonError::Start(format!("execute its program: {error}"))),
     }
 }
 
@@ -440,8 +442,34 @@ fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io::Result<usiz
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stdout)] // SKIP lines
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_monitor_runs_from_sealed_memory_or_from_a_file() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP: not root");
+            return;
+        }
+        for from_file in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            if from_file {
+                let program = private_program(dir.path()).unwrap();
+                outcome(run(&program, dir.path(), "lab", true)).unwrap();
+            } else {
+                spawn(dir.path(), "lab", true).unwrap();
+            }
+            let connection = Connection::open(dir.path()).await.unwrap();
+            assert!(connection.pid() > 1);
+            let program = std::fs::File::open(format!("/proc/{}/exe", connection.pid())).unwrap();
+            if !from_file {
+                let seals = rustix::fs::fcntl_get_seals(&program).unwrap();
+                assert!(seals.contains(SealFlags::SEAL | SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK));
+            }
+            connection.request(request::END, Vec::new(), |_| {}).await.unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn a_monitor_that_says_nothing_is_not_waited_for() {

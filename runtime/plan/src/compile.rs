@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount,
+    Process, Spec,
+};
 
 use crate::devices::{self, Devices};
 use crate::seccomp;
@@ -143,28 +146,97 @@ pub fn compile_exec(process: &Process, profile: Option<&LinuxSeccomp>, cgroups: 
 }
 
 fn refuse_unsupported(spec: &Spec) -> Result<(), CompileError> {
-    let no = |what: &str| Err(CompileError::Unsupported(what.to_owned()));
-    if spec.hooks().is_some() {
-        return no("hooks");
-    }
-    let Some(linux) = spec.linux() else { return Ok(()) };
-    if linux.uid_mappings().as_ref().is_some_and(|mappings| !mappings.is_empty()) {
-        return no("linux.uidMappings");
-    }
-    if linux.sysctl().as_ref().is_some_and(|sysctl| !sysctl.is_empty()) {
-        return no("linux.sysctl");
-    }
-    if linux.devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return no("linux.devices");
-    }
-    if linux
-        .rootfs_propagation()
-        .as_ref()
-        .is_some_and(|kind| !kind.is_empty() && kind != "private" && kind != "rprivate")
-    {
-        return no("linux.rootfsPropagation");
-    }
-    Ok(())
+    let unsupported = unsupported_of_spec(spec).or_else(|| spec.linux().as_ref().and_then(unsupported_of_linux));
+    unsupported.map_or(Ok(()), |what| Err(CompileError::Unsupported(what.to_owned())))
+}
+
+/// The first of these that is there.
+fn first_of<const N: usize>(fields: [(bool, &'static str); N]) -> Option<&'static str> {
+    fields.into_iter().find(|(there, _)| *there).map(|(_, name)| name)
+}
+
+fn filled<T>(list: Option<&Vec<T>>) -> bool {
+    list.is_some_and(|list| !list.is_empty())
+}
+
+fn unsupported_of_spec(spec: &Spec) -> Option<&'static str> {
+    let mapped = |mount: &Mount| filled(mount.uid_mappings().as_ref()) || filled(mount.gid_mappings().as_ref());
+    first_of([
+        (spec.hooks().is_some(), "hooks"),
+        (spec.hostname().is_some(), "hostname (it is the pod's)"),
+        (spec.domainname().is_some(), "domainname"),
+        (spec.solaris().is_some(), "solaris"),
+        (spec.windows().is_some(), "windows"),
+        (spec.vm().is_some(), "vm"),
+        (spec.mounts().iter().flatten().any(mapped), "mounts.uidMappings"),
+    ])
+}
+
+fn unsupported_of_linux(linux: &Linux) -> Option<&'static str> {
+    let private = |kind: &String| kind.is_empty() || kind == "private" || kind == "rprivate";
+    let namespaces = || linux.namespaces().iter().flatten();
+    let odd = |kind| matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Time);
+    let resources = linux.resources().as_ref();
+    first_of([
+        (filled(linux.uid_mappings().as_ref()), "linux.uidMappings"),
+        (filled(linux.gid_mappings().as_ref()), "linux.gidMappings"),
+        (linux.sysctl().as_ref().is_some_and(|sysctl| !sysctl.is_empty()), "linux.sysctl"),
+        (linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()), "linux.netDevices"),
+        (filled(linux.devices().as_ref()), "linux.devices"),
+        (linux.cgroups_path().is_some(), "linux.cgroupsPath (it is the pod's)"),
+        (linux.rootfs_propagation().as_ref().is_some_and(|kind| !private(kind)), "linux.rootfsPropagation"),
+        (linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
+        (linux.intel_rdt().is_some(), "linux.intelRdt"),
+        (linux.memory_policy().is_some(), "linux.memoryPolicy"),
+        (linux.personality().is_some(), "linux.personality"),
+        (linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()), "linux.timeOffsets"),
+        (namespaces().any(|namespace| namespace.path().is_some()), "linux.namespaces.path (they are the pod's)"),
+        (namespaces().any(|namespace| odd(namespace.typ())), "a namespace of type user or time"),
+    ])
+    .or_else(|| resources.and_then(unsupported_of_resources))
+}
+
+fn unsupported_of_resources(resources: &LinuxResources) -> Option<&'static str> {
+    let cpu = resources.cpu().as_ref();
+    let text = |text: Option<&String>| text.is_some_and(|text| !text.is_empty());
+    first_of([
+        (resources.block_io().is_some(), "linux.resources.blockIO"),
+        (filled(resources.hugepage_limits().as_ref()), "linux.resources.hugepageLimits"),
+        (resources.network().is_some(), "linux.resources.network"),
+        (resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()), "linux.resources.rdma"),
+        (resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()), "linux.resources.unified"),
+        (text(cpu.and_then(|cpu| cpu.cpus().as_ref())), "linux.resources.cpu.cpus"),
+        (text(cpu.and_then(|cpu| cpu.mems().as_ref())), "linux.resources.cpu.mems"),
+        (cpu.is_some_and(|cpu| cpu.realtime_runtime().is_some()), "linux.resources.cpu.realtimeRuntime"),
+    ])
+}
+
+fn unsupported_of_process(process: &Process) -> Option<&'static str> {
+    let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let capabilities = process.capabilities().as_ref();
+    let has = |set: Option<&Capabilities>| set.is_some_and(|set| !set.is_empty());
+    // What root gets is the bounding set, whole; another user gets nothing.
+    let differs = |set: Option<&Capabilities>| {
+        set.is_some_and(|set| Some(set) != capabilities.and_then(|sets| sets.bounding().as_ref()))
+    };
+    first_of([
+        (process.terminal().unwrap_or(false), "process.terminal"),
+        (text(process.selinux_label()), "process.selinuxLabel"),
+        (text(process.apparmor_profile()), "process.apparmorProfile"),
+        (process.io_priority().is_some(), "process.ioPriority"),
+        (process.scheduler().is_some(), "process.scheduler"),
+        (process.exec_cpu_affinity().is_some(), "process.execCPUAffinity"),
+        (has(capabilities.and_then(|sets| sets.ambient().as_ref())), "process.capabilities.ambient"),
+        (has(capabilities.and_then(|sets| sets.inheritable().as_ref())), "process.capabilities.inheritable"),
+        (
+            differs(capabilities.and_then(|sets| sets.effective().as_ref())),
+            "process.capabilities.effective other than bounding",
+        ),
+        (
+            differs(capabilities.and_then(|sets| sets.permitted().as_ref())),
+            "process.capabilities.permitted other than bounding",
+        ),
+    ])
 }
 
 /// What the options of a mount say: attributes, and what is for the file system itself.
@@ -251,14 +323,8 @@ fn process(
     profile: Option<&LinuxSeccomp>,
     create_cwd: bool,
 ) -> Result<(), CompileError> {
-    if process.terminal().unwrap_or(false) {
-        return Err(CompileError::Unsupported("process.terminal".to_owned()));
-    }
-    if process.selinux_label().as_ref().is_some_and(|label| !label.is_empty()) {
-        return Err(CompileError::Unsupported("process.selinuxLabel".to_owned()));
-    }
-    if process.apparmor_profile().as_ref().is_some_and(|profile| !profile.is_empty()) {
-        return Err(CompileError::Unsupported("process.apparmorProfile".to_owned()));
+    if let Some(what) = unsupported_of_process(process) {
+        return Err(CompileError::Unsupported(what.to_owned()));
     }
     for limit in process.rlimits().iter().flatten() {
         plan.op(&Op::Rlimit { resource: limit.typ() as u32, soft: limit.soft(), hard: limit.hard() });
@@ -348,5 +414,119 @@ fn number(capability: Capability) -> u32 {
         C::Perfmon => 38,
         C::Bpf => 39,
         C::CheckpointRestore => 40,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Decoder;
+    use serde_json::{Value, json};
+
+    fn minimal() -> Value {
+        json!({
+            "ociVersion": "1.2.0",
+            "process": {
+                "user": {"uid": 7, "gid": 8, "additionalGids": [9]}, "args": ["/app", "x"], "env": ["A=b"], "cwd": "/srv",
+                "capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_CHROOT"]}, "oomScoreAdj": -5,
+            },
+            "root": {"path": "rootfs", "readonly": true},
+            "mounts": [
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {"destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"]},
+            ],
+            "linux": {"maskedPaths": ["/proc/kcore"]},
+        })
+    }
+
+    /// The spec with a value at a path (`process.cwd`, `mounts.1.options`).
+    fn with(path: &str, value: Value) -> Result<Plan, CompileError> {
+        let mut spec = minimal();
+        let mut place = &mut spec;
+        for part in path.split('.') {
+            place = match part.parse::<usize>() {
+                Ok(index) => &mut place[index],
+                Err(_) => &mut place[part],
+            };
+        }
+        *place = value;
+        compile(&serde_json::from_value(spec).unwrap(), 2, Path::new("/run/stage"))
+    }
+
+    #[test]
+    fn a_plan_in_order() {
+        let plan = with("ociVersion", json!("1.2.0")).unwrap();
+        let mut decoder = Decoder::new(&plan.bytes).unwrap();
+        let mut told = Vec::new();
+        while let Some(op) = decoder.next_op().unwrap() {
+            told.push(crate::wire::describe(&op));
+        }
+        assert_eq!(plan.binds, [BindSource { path: "/host/a".into(), recursive: true }]);
+        told.retain(|word| !word.starts_with("make the "));
+        assert_eq!(
+            told,
+            [
+                "set its OOM score",
+                "enter its cgroup",
+                "enter its cgroup",
+                "enter its namespaces",
+                "attach its root file system",
+                "mount tmpfs at /dev",
+                "mount a volume at /a",
+                "hide /proc/kcore",
+                "make its root read-only",
+                "change into its root",
+                "change into the folder /srv",
+                "set its umask",
+                "limit its system calls (seccomp)",
+                "become user 7, group 8",
+                "execute `/app`",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_name() {
+        for (path, value, name) in [
+            ("hooks", json!({}), "hooks"),
+            ("hostname", json!("x"), "hostname"),
+            ("process.terminal", json!(true), "process.terminal"),
+            ("process.apparmorProfile", json!("x"), "process.apparmorProfile"),
+            ("process.capabilities.ambient", json!(["CAP_CHOWN"]), "process.capabilities.ambient"),
+            ("process.capabilities.effective", json!(["CAP_CHOWN"]), "process.capabilities.effective"),
+            ("process.ioPriority", json!({"class": "IOPRIO_CLASS_IDLE", "priority": 1}), "process.ioPriority"),
+            ("linux.sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
+            ("linux.cgroupsPath", json!("/x"), "linux.cgroupsPath"),
+            ("linux.namespaces", json!([{"type": "network", "path": "/run/x"}]), "linux.namespaces.path"),
+            ("linux.namespaces", json!([{"type": "user"}]), "user"),
+            ("linux.rootfsPropagation", json!("shared"), "linux.rootfsPropagation"),
+            ("linux.resources", json!({"unified": {"memory.high": "1"}}), "linux.resources.unified"),
+            ("linux.resources", json!({"cpu": {"cpus": "0-1"}}), "linux.resources.cpu.cpus"),
+            ("mounts.1.options", json!(["rbind", "rshared"]), "rshared"),
+            ("mounts.1.type", json!("cgroup"), ""),
+        ] {
+            match with(path, value) {
+                Err(CompileError::Unsupported(what)) => assert!(what.contains(name), "{path}: {what}"),
+                other => assert!(name.is_empty(), "{path}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_said() {
+        for (path, value, message) in [
+            ("process.cwd", json!("srv"), "process.cwd: `srv` is not absolute"),
+            (
+                "process.args",
+                json!([]),
+                "the container's spec has no command (neither the pod nor the image names one)",
+            ),
+            ("process.env", json!(["A=\u{0}"]), "process: `A=\\0` holds a NUL"),
+            ("mounts.1.destination", json!("a"), "mounts.destination: `a` is not absolute"),
+            ("mounts.1.source", json!("a"), "mounts.source: `a` is not absolute"),
+            ("mounts.0.destination", json!("/tmp"), "the container's spec has no mount of /dev"),
+        ] {
+            assert_eq!(with(path, value).unwrap_err().to_string(), message, "{path}");
+        }
     }
 }
