@@ -74,12 +74,6 @@ impl ClientError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code: 404, .. })
     }
-
-    /// Whether somebody else changed the object in between.
-    #[must_use]
-    pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { code: 409, .. })
-    }
 }
 
 /// A connection to one API server.

@@ -84,7 +84,13 @@ pub fn load(files: &[String]) -> Result<Vec<Source>, Failure> {
         }
     }
     for source in &sources {
-        let found = coracle_manifests::check::strict(source.kind, &source.document.value);
+        let mut found = coracle_manifests::check::strict(source.kind, &source.document.value);
+        if found.is_empty() {
+            // What is well-formed must also make sense; the server would say the same, but could not say where.
+            let mut whole = source.document.value.clone();
+            coracle_manifests::default::apply(source.kind, &mut whole);
+            found = coracle_manifests::validate::create(source.kind, &whole);
+        }
         problems += found.len();
         for problem in &found {
             source.complain(problem);

@@ -155,13 +155,17 @@ fn new_pod(scope: &Scope<'_>, set: &Arc<Object>, taken: &mut HashSet<String>, id
             metadata[field] = value.clone();
         }
     }
-    let value = json!({
+    let mut value = json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
         "spec": template["spec"],
         "status": {"phase": "Pending"},
     });
+    // A pod has defaults that a template has not: requests from limits, service links.
+    if let Some(kind) = coracle_manifests::kinds::by_word("pods") {
+        coracle_manifests::default::apply(kind, &mut value);
+    }
     create(Key::new("pods", set.key.namespace.clone(), name), value, scope.now, ids)
 }
 

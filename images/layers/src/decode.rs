@@ -55,6 +55,8 @@ const RATIO_FREE: u64 = 64 << 20;
 
 type Source<R> = Chain<Cursor<Vec<u8>>, Hashing<R>>;
 
+// One decoder a layer: the size of the enum does not matter, a box on every read would.
+#[allow(clippy::large_enum_variant)]
 enum Stage<R: Read> {
     Tar(Source<R>),
     Gzip(MultiGzDecoder<BufReader<Source<R>>>),
