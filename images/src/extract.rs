@@ -81,10 +81,14 @@ impl Extractor {
     /// Sets the directories' times and brings everything to the disk.
     pub fn finish(mut self) -> io::Result<Extracted> {
         for (path, time) in std::mem::take(&mut self.times) {
-            match self.resolve(path.as_bytes()) {
+            let opened = match path.split() {
+                Some((above, name)) => self.resolve(above).and_then(|parent| open_here(parent, name)),
+                None => self.resolve(b""),
+            };
+            match opened {
                 Ok(directory) => rustix::fs::futimens(&directory, &times(time))?,
-                // Replaced by a later entry.
-                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                // Replaced by a later entry: by nothing, a file, a link.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -387,4 +391,243 @@ fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
         }
     }
     rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    fn path(text: &str) -> LayerPath {
+        LayerPath::parse(text.as_bytes(), 4096, 64).unwrap()
+    }
+
+    fn entry(at: &str, kind: Kind) -> Entry {
+        Entry { path: path(at), kind, meta: Meta { mode: 0o755, ..Meta::default() } }
+    }
+
+    fn file(at: &str) -> Entry {
+        entry(at, Kind::File { size: 1 })
+    }
+
+    fn symlink(at: &str, target: &str) -> Entry {
+        entry(at, Kind::Symlink { target: target.into() })
+    }
+
+    fn hardlink(at: &str, target: &str) -> Entry {
+        entry(at, Kind::Hardlink { target: path(target) })
+    }
+
+    /// A layer's directory inside another one, which must stay as it is.
+    struct Lab {
+        outside: tempfile::TempDir,
+        root: std::path::PathBuf,
+    }
+
+    impl Lab {
+        fn new() -> Option<Self> {
+            if !rustix::process::geteuid().is_root() {
+                println!("SKIP: layers have owners, so this test needs root");
+                return None;
+            }
+            let outside = tempfile::tempdir().unwrap();
+            std::fs::write(outside.path().join("canary"), "alive").unwrap();
+            let root = outside.path().join("layer");
+            std::fs::create_dir(&root).unwrap();
+            Some(Self { outside, root })
+        }
+
+        fn put(&self, entries: &[Entry]) -> Result<Extracted, ExtractError> {
+            let mut extractor = Extractor::new(&self.root).unwrap();
+            for entry in entries {
+                extractor.entry(entry, &mut &b"x"[..])?;
+            }
+            Ok(extractor.finish().unwrap())
+        }
+
+        fn unharmed(&self) {
+            let canary = std::fs::symlink_metadata(self.outside.path().join("canary")).unwrap();
+            assert_eq!((canary.len(), canary.nlink(), canary.mode() & 0o7777), (5, 1, 0o644));
+            assert_eq!(std::fs::read_dir(self.outside.path()).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn links_are_followed_inside_the_layer_only() {
+        let Some(lab) = Lab::new() else { return };
+        let up = lab.outside.path().display().to_string();
+        lab.put(&[
+            entry("run", Kind::Directory),
+            symlink("var/run", "/run"),
+            file("var/run/pid"),
+            symlink("out", "../../../../../.."),
+            file("out/new"),
+            symlink("abs", &up),
+            entry("etc", Kind::Directory),
+        ])
+        .unwrap();
+        assert!(lab.root.join("run/pid").exists(), "an absolute link means from the layer's root");
+        assert!(lab.root.join("new").exists());
+        // The host's folder of that name is not the layer's: the link leads nowhere, and nothing is made behind it.
+        assert!(matches!(lab.put(&[file("abs/canary")]), Err(ExtractError::Parent(_))));
+        assert!(matches!(lab.put(&[hardlink("stolen", "abs/canary")]), Err(ExtractError::Hardlink(_))));
+        lab.unharmed();
+    }
+
+    #[test]
+    fn the_last_component_is_never_followed() {
+        let Some(lab) = Lab::new() else { return };
+        let canary = lab.outside.path().join("canary").display().to_string();
+        lab.put(&[symlink("a", &canary), file("a")]).unwrap();
+        assert!(lab.root.join("a").symlink_metadata().unwrap().is_file(), "the file replaced the link");
+        lab.put(&[
+            symlink("b", "../canary"),
+            hardlink("c", "b"),
+            entry("b", Kind::Directory),
+            symlink("d", &canary),
+            entry("d", Kind::Fifo),
+        ])
+        .unwrap();
+        assert!(
+            lab.root.join("c").symlink_metadata().unwrap().is_symlink(),
+            "one more name of the link itself (CVE-2021-32760)"
+        );
+        assert!(lab.root.join("b").symlink_metadata().unwrap().is_dir());
+        assert!(lab.root.join("d").symlink_metadata().unwrap().file_type().is_fifo());
+        lab.unharmed();
+    }
+
+    #[test]
+    fn what_comes_later_replaces_what_came_before() {
+        let Some(lab) = Lab::new() else { return };
+        lab.put(&[
+            file("d/e/f"),
+            entry("d", Kind::Directory),
+            file("x"),
+            entry("x", Kind::Directory),
+            file("x/y"),
+            file("d"),
+        ])
+        .unwrap();
+        assert!(lab.root.join("d").is_file() && lab.root.join("x/y").is_file());
+        assert!(matches!(lab.put(&[file("d/below")]), Err(ExtractError::Parent(_))));
+        lab.put(&[entry("x", Kind::Directory)]).unwrap();
+        assert!(lab.root.join("x/y").exists(), "two descriptions of a directory are one directory");
+    }
+
+    #[test]
+    fn whiteouts_hide_the_layers_below_and_not_their_own() {
+        let Some(lab) = Lab::new() else { return };
+        let found = lab
+            .put(&[
+                entry("gone", Kind::Whiteout),
+                file("own"),
+                entry("own", Kind::Whiteout),
+                entry("back", Kind::Whiteout),
+                file("back"),
+                entry("dir", Kind::Whiteout),
+                file("dir/new"),
+                entry("late/a", Kind::File { size: 1 }),
+                entry("late", Kind::Opaque),
+                entry("late", Kind::Whiteout),
+                entry("", Kind::Opaque),
+            ])
+            .unwrap();
+        let is_file = |name: &str| lab.root.join(name).is_file();
+        assert!(is_file("own") && is_file("back") && is_file("dir/new") && is_file("late/a"));
+        let gone = lab.root.join("gone").symlink_metadata().unwrap();
+        assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
+        let opaque = |name: &str| {
+            let mut value = [0u8; 2];
+            rustix::fs::getxattr(lab.root.join(name), OPAQUE, &mut value).is_ok_and(|length| &value[..length] == b"y")
+        };
+        assert!(opaque("dir") && opaque("late") && !opaque("."));
+        assert!(found.opaque_root, "overlayfs asks no root, so the image must know");
+        assert_eq!(found.implicit.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/dir", "/late"]);
+        assert!(matches!(lab.put(&[hardlink("h", "gone")]), Err(ExtractError::Hardlink(_))), "a whiteout is no file");
+    }
+
+    #[test]
+    fn attributes_survive_in_the_right_order() {
+        let Some(lab) = Lab::new() else { return };
+        let time = Time { seconds: 1_000_000, nanoseconds: 5 };
+        let meta =
+            Meta { mode: 0o6755, uid: 12, gid: 34, mtime: time, xattrs: vec![(b"user.a".to_vec(), b"b".to_vec())] };
+        let with = |at: &str, kind| Entry { path: path(at), kind, meta: meta.clone() };
+        let mut capability = with("cap", Kind::File { size: 1 });
+        // cap_net_bind_service=ep, revision 2.
+        let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        capability.meta.xattrs = vec![(b"security.capability".to_vec(), value.to_vec())];
+        let device = with("dev/null", Kind::Character { major: 1, minor: 3 });
+        let found = lab
+            .put(&[
+                with("dir", Kind::Directory),
+                with("dir/file", Kind::File { size: 1 }),
+                with("link", Kind::Symlink { target: b"x".into() }),
+                capability,
+                device,
+            ])
+            .unwrap();
+        assert_eq!(found.devices, 1);
+        assert!(!lab.root.join("dev/null").exists());
+        for name in ["dir", "dir/file"] {
+            let found = lab.root.join(name).metadata().unwrap();
+            assert_eq!(
+                (found.mode() & 0o7777, found.uid(), found.gid(), found.mtime(), found.mtime_nsec()),
+                (0o6755, 12, 34, 1_000_000, 5),
+                "{name}"
+            );
+        }
+        let link = lab.root.join("link").symlink_metadata().unwrap();
+        assert_eq!((link.uid(), link.mtime()), (12, 1_000_000));
+        let mut value = [0u8; 32];
+        assert_eq!(
+            rustix::fs::getxattr(lab.root.join("cap"), "security.capability", &mut value).unwrap(),
+            20,
+            "not cleared by chown"
+        );
+    }
+
+    fn any_entry() -> impl Strategy<Value = Entry> {
+        let name = prop::sample::select(vec!["a", "b", "a/b", "b/a", "a/b/c", "b/c", "c", "c/a", "canary", "a/canary"]);
+        let target = prop::sample::select(vec![
+            "/",
+            "..",
+            "../..",
+            "a",
+            "/a/b",
+            "../canary",
+            "../../canary",
+            "b/../..",
+            "/proc/self/root",
+            "canary",
+        ]);
+        let kind = prop_oneof![
+            Just(Kind::Directory),
+            Just(Kind::File { size: 1 }),
+            Just(Kind::Fifo),
+            Just(Kind::Whiteout),
+            Just(Kind::Opaque),
+            target.prop_map(|target| Kind::Symlink { target: target.into() }),
+            name.clone().prop_map(|name| Kind::Hardlink { target: path(name) }),
+        ];
+        (name, kind).prop_map(|(name, kind)| entry(name, kind))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nothing_a_layer_says_reaches_outside(entries in prop::collection::vec(any_entry(), 1..25)) {
+            let Some(lab) = Lab::new() else { return Ok(()) };
+            let mut extractor = Extractor::new(&lab.root).unwrap();
+            for entry in &entries {
+                // Refusals are fine; later entries go on regardless.
+                let _ = extractor.entry(entry, &mut &b"x"[..]);
+            }
+            extractor.finish().unwrap();
+            lab.unharmed();
+        }
+    }
 }

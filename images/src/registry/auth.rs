@@ -108,7 +108,7 @@ mod tests {
         let url = |realm: &str| Challenge { realm: realm.into(), service: None, scope: None }.url("x", |_| false);
         for (realm, word) in [
             ("http://a.b/token", "TLS"),
-            ("file:///etc/passwd", "https"),
+            ("file:///etc/passwd", "address"),
             ("/token", "https"),
             ("https://user:pass@a.b/token", "plain host"),
             ("https://a b/", "address"),
