@@ -50,7 +50,7 @@ impl Platform {
             // `v9.2` counts as 9002, `v8` as 8000.
             let (major, minor) =
                 variant.strip_prefix('v')?.split_once('.').unwrap_or((variant.strip_prefix('v')?, "0"));
-            Some(major.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(minor.parse::<u32>().ok()?)?)
+            major.parse::<u32>().ok()?.checked_mul(1000)?.checked_add(minor.parse::<u32>().ok()?)
         };
         let (mine, theirs) = (level(self)?, level(offered)?);
         if self.architecture == offered.architecture {

@@ -279,7 +279,7 @@ impl ImageStore {
         let Some(_alone) = Lock::try_exclusive(&path).map_err(ImageError::disk("lock", &path))? else {
             return Ok(GcReport { busy: true, ..report });
         };
-        let (blobs, layers, manifests) = self.needed(in_use)?;
+        let [blobs, layers, manifests] = self.needed(in_use)?;
         for path in self.children("blobs/sha256")? {
             let name = file_name(&path);
             if !blobs.contains(&name) {
@@ -465,10 +465,7 @@ impl ImageStore {
     }
 
     /// Names of the files in `blobs`, in `layers` and in `fixups` that are needed.
-    fn needed(
-        &self,
-        in_use: &HashSet<Digest>,
-    ) -> Result<(HashSet<String>, HashSet<String>, HashSet<String>), ImageError> {
+    fn needed(&self, in_use: &HashSet<Digest>) -> Result<[HashSet<String>; 3], ImageError> {
         let names = self.inner.index.read()?;
         let (mut blobs, mut layers, mut manifests) = (HashSet::new(), HashSet::new(), HashSet::new());
         for named in names.images.values() {
@@ -490,7 +487,7 @@ impl ImageStore {
             layers.extend(diff_ids.iter().map(|diff_id| diff_id.hex().to_owned()));
             manifests.insert(digest.hex().to_owned());
         }
-        Ok((blobs, layers, manifests))
+        Ok([blobs, layers, manifests])
     }
 
     fn children(&self, part: &str) -> Result<Vec<PathBuf>, ImageError> {
