@@ -68,7 +68,7 @@ proptest! {
             let copied = codec::decode(&codec::encode(part).unwrap()).unwrap();
             other.extend(batched.apply(&copied));
         }
-        prop_assert_eq!(format!("{answers:?}").len() > 0, true);
+        prop_assert!(answers.len() == transactions.len());
         let kinds = |answers: &[coracle_store::Applied]| answers.iter().map(|answer| answer.as_ref().map(Vec::len).map_err(Clone::clone)).collect::<Vec<_>>();
         prop_assert_eq!(kinds(&answers), kinds(&other));
         same(&whole, &batched);

@@ -203,7 +203,7 @@ fn cut_archives_are_errors_and_a_missing_trailer_is_none() {
     let whole = file("a", b"contents");
     assert!(matches!(read(&[whole[..700].to_vec()]), Err(WalkError::Read(..))));
     assert!(matches!(read(&[whole[..100].to_vec()]), Err(WalkError::Read(0, _))));
-    assert_eq!(read(&[whole.clone()]).unwrap().len(), 1);
+    assert_eq!(read(std::slice::from_ref(&whole)).unwrap().len(), 1);
     let mut damaged = whole;
     damaged[0] ^= 1;
     assert_eq!(rule(&[damaged]), Rule::Checksum);
