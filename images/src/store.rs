@@ -178,6 +178,14 @@ pub(crate) struct Resolved {
     pub diff_ids: Vec<Digest>,
 }
 
+/// Names of the files in `blobs`, of the directories in `layers` and of those in `fixups` that a collection keeps.
+#[derive(Default)]
+struct Needed {
+    blobs: HashSet<String>,
+    layers: HashSet<String>,
+    manifests: HashSet<String>,
+}
+
 impl ImageStore {
     /// Opens or makes the store in `dir` (0700) and clears what a crash left. Blocking, short.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, ImageError> {
@@ -279,7 +287,7 @@ impl ImageStore {
         let Some(_alone) = Lock::try_exclusive(&path).map_err(ImageError::disk("lock", &path))? else {
             return Ok(GcReport { busy: true, ..report });
         };
-        let [blobs, layers, manifests] = self.needed(in_use)?;
+        let Needed { blobs, layers, manifests } = self.needed(in_use)?;
         for path in self.children("blobs/sha256")? {
             let name = file_name(&path);
             if !blobs.contains(&name) {
@@ -464,10 +472,10 @@ impl ImageStore {
             .map_err(|error| ImageError::document(path.display().to_string(), error.to_string()))
     }
 
-    /// Names of the files in `blobs`, in `layers` and in `fixups` that are needed.
-    fn needed(&self, in_use: &HashSet<Digest>) -> Result<[HashSet<String>; 3], ImageError> {
+    /// What names and running pods need.
+    fn needed(&self, in_use: &HashSet<Digest>) -> Result<Needed, ImageError> {
         let names = self.inner.index.read()?;
-        let (mut blobs, mut layers, mut manifests) = (HashSet::new(), HashSet::new(), HashSet::new());
+        let Needed { mut blobs, mut layers, mut manifests } = Needed::default();
         for named in names.images.values() {
             blobs.extend(named.index.iter().map(|digest| digest.hex().to_owned()));
         }
@@ -487,7 +495,7 @@ impl ImageStore {
             layers.extend(diff_ids.iter().map(|diff_id| diff_id.hex().to_owned()));
             manifests.insert(digest.hex().to_owned());
         }
-        Ok([blobs, layers, manifests])
+        Ok(Needed { blobs, layers, manifests })
     }
 
     fn children(&self, part: &str) -> Result<Vec<PathBuf>, ImageError> {
