@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle_plan::Devices;
+use coracle_plan::{Devices, Hierarchy};
 use rustix::fs::{Mode as FileMode, OFlags};
 
 /// Where the controllers are.
@@ -168,6 +168,17 @@ impl Cgroups {
     /// Whether v2 is mounted, with controllers or without.
     pub(crate) fn has_unified(&self) -> bool {
         self.v2.is_some()
+    }
+
+    /// What a container is shown of them.
+    pub(crate) fn hierarchies(&self) -> Vec<Hierarchy> {
+        // The options of a v1 mount are its controllers and a few words of another kind.
+        let no_controller = |word: &str| matches!(word, "rw" | "ro" | "xattr" | "clone_children" | "noprefix");
+        let v1 = self.v1.iter().map(|(options, _)| {
+            let controllers = options.iter().filter(|word| !no_controller(word) && !word.contains('='));
+            Hierarchy::V1(controllers.cloned().collect())
+        });
+        self.v2.iter().map(|_| Hierarchy::V2).chain(v1).collect()
     }
 
     /// Controllers whose limits cannot be kept here.

@@ -427,7 +427,8 @@ impl PodHandle {
         cgroups.create(&below, &launch.limits)?;
         let procs = cgroups.procs(&below)?;
         let stage = self.runtime.inner.config.run_dir.join("stage");
-        let plan = coracle_plan::compile(&launch.spec, u32::try_from(procs.len()).unwrap_or(0), &stage)?;
+        let count = u32::try_from(procs.len()).unwrap_or(0);
+        let plan = coracle_plan::compile(&launch.spec, count, &stage, &cgroups.hierarchies())?;
         if let Some(folder) = launch.log.path.parent() {
             std::fs::create_dir_all(folder).map_err(|source| RuntimeError::File {
                 action: "create",

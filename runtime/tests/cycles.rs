@@ -30,7 +30,11 @@ fn held(dir: &std::path::Path) -> Held {
     }
     Held {
         descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
-        mounts: std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(),
+        mounts: std::fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .lines()
+            .filter(|line| line.contains(&name))
+            .count(),
         monitors,
         network_namespaces: namespaces.len(),
     }

@@ -46,6 +46,27 @@ async fn system_calls_are_limited_in_the_container_and_in_execs() {
 }
 
 #[tokio::test]
+async fn a_container_sees_its_limits_and_only_its_own_cgroup() {
+    let Some(lab) = lab("shown").await else { return };
+    let pod = lab.pod("p1").await;
+    let script = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes 2>/dev/null; cat /proc/self/cgroup; \
+                  for f in cgroup.procs unified/cgroup.procs memory/cgroup.procs; do echo 0 > $f; done 2>&1; \
+                  mkdir x 2>&1; cat /proc/self/oom_score_adj; echo done; sleep 1000";
+    let limits = Limits { memory_bytes: Some(48 << 20), ..Limits::default() };
+    lab.try_start(&pod, "a", spec(&["sh", "-c", script]), limits).await.unwrap();
+    wait("the log", || lab.said("a").contains("done")).await;
+    let said = lab.said("a");
+    assert!(said.starts_with("50331648\n"), "{said}");
+    assert!(!said.contains("p1") && said.contains("0::/\n"), "the path on the host is told: {said}");
+    assert!(said.contains("mkdir: can't create directory 'x': Read-only file system"), "{said}");
+    // The monitor's own score is not the container's, nor that of a process that is run in it.
+    assert!(said.ends_with("\n0\ndone\n"), "{said}");
+    let score = exec(&pod, "a", &["cat", "/proc/self/oom_score_adj"], 5000).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&score.output), "0\n");
+    lab.finish().await;
+}
+
+#[tokio::test]
 async fn a_device_node_opens_nothing_of_the_machine() {
     let Some(lab) = lab("devices").await else { return };
     let pod = lab.pod("p1").await;

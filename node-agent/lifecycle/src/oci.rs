@@ -312,6 +312,8 @@ fn mounts(container: &Container, binds: &[Bind]) -> Result<Value, SpecError> {
         json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
         json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": sysfs}),
+        // Where programs look for the limits they run under.
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": sysfs}),
     ];
     // A mount below another comes after it, whatever order the pod names them in.
     let mut binds: Vec<&Bind> = binds.iter().collect();

@@ -82,12 +82,21 @@ pub fn default_capabilities() -> Vec<Capability> {
     ]
 }
 
+/// A cgroup hierarchy of this machine, as a container is shown it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hierarchy {
+    /// The unified one.
+    V2,
+    /// One of v1, with these controllers.
+    V1(Vec<String>),
+}
+
 /// Compiles a container's spec. `cgroups` = how many `cgroup.procs` are passed; `stage` = an existing folder of the host to
-/// attach the root at, in the child's own mount namespace only.
+/// attach the root at, in the child's own mount namespace only; `hierarchies` = what a mount of type `cgroup` shows.
 ///
 /// # Errors
 /// What is missing, unsupported or makes no sense, by field.
-pub fn compile(spec: &Spec, cgroups: u32, stage: &Path) -> Result<Plan, CompileError> {
+pub fn compile(spec: &Spec, cgroups: u32, stage: &Path, hierarchies: &[Hierarchy]) -> Result<Plan, CompileError> {
     refuse_unsupported(spec)?;
     let process = spec.process().as_ref().ok_or(CompileError::Missing("process"))?;
     let mut plan = Encoder::new();
@@ -104,7 +113,10 @@ pub fn compile(spec: &Spec, cgroups: u32, stage: &Path) -> Result<Plan, CompileE
     let mut dev = false;
     for mount in spec.mounts().iter().flatten() {
         dev |= mount.destination() == Path::new("/dev");
-        one_mount(&mut plan, mount, 1 + cgroups, &mut binds)?;
+        match mount.typ().as_deref() {
+            Some("cgroup" | "cgroup2") => cgroup_mounts(&mut plan, mount, hierarchies)?,
+            _ => one_mount(&mut plan, mount, 1 + cgroups, &mut binds)?,
+        }
         if mount.destination() == Path::new("/dev") {
             devices(&mut plan);
         }
@@ -288,14 +300,50 @@ fn one_mount(
         plan.op(&Op::Bind { fd, target, attributes });
         return Ok(());
     }
-    if !matches!(kind.as_str(), "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup") {
+    if !matches!(kind.as_str(), "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue") {
         return Err(CompileError::Unsupported(format!("a mount of type `{kind}`")));
-    }
-    if kind == "cgroup" {
-        return Err(CompileError::Unsupported("a mount of type `cgroup`".to_owned()));
     }
     let options: Vec<&[u8]> = own.iter().map(|option| option.as_bytes()).collect();
     plan.op(&Op::NewFs { kind: kind.as_bytes(), target, attributes, options });
+    Ok(())
+}
+
+/// The container's own part of the cgroup hierarchies, where programs look for their limits: the unified one alone, or a folder
+/// with one for each.
+fn cgroup_mounts(plan: &mut Encoder, mount: &Mount, hierarchies: &[Hierarchy]) -> Result<(), CompileError> {
+    let options = mount.options().clone().unwrap_or_default();
+    let (attributes, bind, _, own) = split_options(&options);
+    if let Some(unknown) = own.first() {
+        return Err(CompileError::Unsupported(format!("mount option `{unknown}` of cgroup")));
+    }
+    if bind {
+        return Err(CompileError::Unsupported("a bind mount of type `cgroup`".to_owned()));
+    }
+    let target = mount.destination();
+    if !target.is_absolute() {
+        let value = target.display().to_string();
+        return Err(CompileError::Invalid { field: "mounts.destination", value, reason: "is not absolute" });
+    }
+    let text = target.as_os_str().as_encoded_bytes();
+    if hierarchies == [Hierarchy::V2] {
+        plan.op(&Op::NewFs { kind: b"cgroup2", target: text, attributes, options: Vec::new() });
+        return Ok(());
+    }
+    let folder = attributes & !RDONLY;
+    plan.op(&Op::NewFs { kind: b"tmpfs", target: text, attributes: folder, options: vec![b"mode=755", b"size=64k"] });
+    for hierarchy in hierarchies {
+        let (kind, name, options): (&[u8], String, Vec<&[u8]>) = match hierarchy {
+            Hierarchy::V2 => (b"cgroup2", "unified".to_owned(), Vec::new()),
+            Hierarchy::V1(controllers) => {
+                (b"cgroup", controllers.join(","), controllers.iter().map(String::as_bytes).collect())
+            }
+        };
+        let place = target.join(name);
+        plan.op(&Op::NewFs { kind, target: place.as_os_str().as_encoded_bytes(), attributes, options });
+    }
+    if attributes & RDONLY != 0 {
+        plan.op(&Op::MountReadonly { path: text });
+    }
     Ok(())
 }
 
@@ -450,7 +498,7 @@ mod tests {
             };
         }
         *place = value;
-        compile(&serde_json::from_value(spec).unwrap(), 2, Path::new("/run/stage"))
+        compile(&serde_json::from_value(spec).unwrap(), 2, Path::new("/run/stage"), &[Hierarchy::V2])
     }
 
     #[test]
@@ -486,6 +534,36 @@ mod tests {
     }
 
     #[test]
+    fn cgroups_are_shown_as_the_machine_has_them() {
+        let mount =
+            json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]});
+        let mut spec = minimal();
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        let shown = |hierarchies: &[Hierarchy]| {
+            let plan = compile(&spec, 0, Path::new("/run/stage"), hierarchies).unwrap();
+            let mut decoder = Decoder::new(&plan.bytes).unwrap();
+            let mut told = Vec::new();
+            while let Some(op) = decoder.next_op().unwrap() {
+                told.extend(Some(crate::wire::describe(&op)).filter(|words| words.contains("cgroup")));
+            }
+            told
+        };
+        assert_eq!(shown(&[Hierarchy::V2]), ["mount cgroup2 at /sys/fs/cgroup"]);
+        let v1 = |names: &[&str]| Hierarchy::V1(names.iter().map(ToString::to_string).collect());
+        assert_eq!(
+            shown(&[Hierarchy::V2, v1(&["cpu", "cpuacct"]), v1(&["memory"])]),
+            [
+                "mount tmpfs at /sys/fs/cgroup",
+                "mount cgroup2 at /sys/fs/cgroup/unified",
+                "mount cgroup at /sys/fs/cgroup/cpu,cpuacct",
+                "mount cgroup at /sys/fs/cgroup/memory",
+                "make /sys/fs/cgroup read-only",
+            ]
+        );
+    }
+
+    #[test]
     fn what_is_not_done_is_refused_by_name() {
         for (path, value, name) in [
             ("hooks", json!({}), "hooks"),
@@ -503,7 +581,8 @@ mod tests {
             ("linux.resources", json!({"unified": {"memory.high": "1"}}), "linux.resources.unified"),
             ("linux.resources", json!({"cpu": {"cpus": "0-1"}}), "linux.resources.cpu.cpus"),
             ("mounts.1.options", json!(["rbind", "rshared"]), "rshared"),
-            ("mounts.1.type", json!("cgroup"), ""),
+            ("mounts.1.type", json!("cgroup"), "a bind mount of type `cgroup`"),
+            ("mounts.1.type", json!("ext4"), ""),
         ] {
             match with(path, value) {
                 Err(CompileError::Unsupported(what)) => assert!(what.contains(name), "{path}: {what}"),

@@ -17,4 +17,4 @@ pub mod wire;
 pub use devices::{DeviceKind, DeviceRule, Devices};
 
 #[cfg(feature = "compile")]
-pub use compile::{BindSource, CompileError, Plan, compile, compile_exec, default_capabilities};
+pub use compile::{BindSource, CompileError, Hierarchy, Plan, compile, compile_exec, default_capabilities};

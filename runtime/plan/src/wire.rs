@@ -83,6 +83,11 @@ pub enum Op<'a> {
         /// Path in the root.
         path: &'a [u8],
     },
+    /// Make what is mounted at a path read-only, not what is mounted in it.
+    MountReadonly {
+        /// Path in the root.
+        path: &'a [u8],
+    },
     /// Make the root read-only (not what is mounted in it).
     RootReadonly,
     /// pivot_root(2) into the root and let go of the host's mounts.
@@ -228,7 +233,7 @@ impl Encoder {
                 self.text(to);
                 self.text(path);
             }
-            Op::Mask { path } | Op::Readonly { path } => self.text(path),
+            Op::Mask { path } | Op::Readonly { path } | Op::MountReadonly { path } => self.text(path),
             Op::RootReadonly | Op::Pivot | Op::NoNewPrivs => {}
             Op::Rlimit { resource, soft, hard } => {
                 self.u32(*resource);
@@ -284,6 +289,7 @@ fn code(op: &Op<'_>) -> u8 {
         Op::Chdir { .. } => 18,
         Op::Exec { .. } => 19,
         Op::Seccomp { .. } => 20,
+        Op::MountReadonly { .. } => 21,
     }
 }
 
@@ -388,6 +394,7 @@ impl<'a> Decoder<'a> {
             18 => Op::Chdir { path: self.text()?, create: self.u32()? != 0 },
             19 => Op::Exec { args: self.texts()?, env: self.texts()? },
             20 => Op::Seccomp { flags: self.u32()?, program: self.program()? },
+            21 => Op::MountReadonly { path: self.text()? },
             _ => return Err(Malformed),
         }))
     }
@@ -406,7 +413,7 @@ pub fn describe(op: &Op<'_>) -> String {
         Op::Device { path, .. } => format!("make the device {}", text(path)),
         Op::Symlink { path, .. } => format!("make the link {}", text(path)),
         Op::Mask { path } => format!("hide {}", text(path)),
-        Op::Readonly { path } => format!("make {} read-only", text(path)),
+        Op::Readonly { path } | Op::MountReadonly { path } => format!("make {} read-only", text(path)),
         Op::RootReadonly => "make its root read-only".to_owned(),
         Op::Pivot => "change into its root".to_owned(),
         Op::Rlimit { .. } => "set a resource limit".to_owned(),

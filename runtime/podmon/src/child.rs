@@ -110,6 +110,10 @@ impl Interpreter<'_> {
             }
             Op::Mask { path } => self.mask(c_text(path)?),
             Op::Readonly { path } => self.readonly(c_text(path)?),
+            Op::MountReadonly { path } => {
+                let mount = sys::open_in_root(self.root()?, c_text(path)?, libc::O_PATH, 0)?;
+                sys::set_mount_attributes(mount.as_raw_fd(), 1, false)
+            }
             Op::RootReadonly => sys::set_mount_attributes(self.root()?, 1, false),
             Op::Pivot => self.pivot(),
             Op::Rlimit { resource, soft, hard } => {

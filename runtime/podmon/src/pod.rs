@@ -86,6 +86,8 @@ pub(crate) fn start(
             libc::dup2(null.as_raw_fd(), number);
         }
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        // What watches a pod is the last to be killed for want of memory. Lowering may be forbidden.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
         libc::chdir(c"/".as_ptr());
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -288,8 +290,12 @@ impl Pod {
         let oom_before = oom_counter.as_ref().map_or(0, oom_kills);
         let log = Log::open(&path, max.max(4096), files);
         let stdio = [null.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()];
-        let namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
-        let pid = launch(namespaces, cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd), &plan, &fds, stdio)?;
+        let birth = Birth {
+            namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64,
+            cgroup: cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
+            oom_score: "0".to_owned(),
+        };
+        let pid = launch(&birth, &plan, &fds, stdio)?;
         let (seconds, nanos) = sys::now();
         // SAFETY: no memory is involved; the child has not been waited for, so the number is its own.
         let pidfd = sys::owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok();
@@ -325,11 +331,16 @@ impl Pod {
         let own = pidfd.try_clone().map_err(|error| (0, error.raw_os_error().unwrap_or(libc::EIO)))?;
         let fds: Vec<OwnedFd> = std::iter::once(own).chain(fds).collect();
         let stdio = [stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()];
-        let cgroup = container.cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
+        let birth = Birth {
+            namespaces: 0,
+            cgroup: container.cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
+            oom_score: std::fs::read_to_string(format!("/proc/{}/oom_score_adj", container.record.pid))
+                .map_or_else(|_| "0".to_owned(), |text| text.trim().to_owned()),
+        };
         // Children are born into the pid namespace that is set here; podmon itself stays where it is.
         // SAFETY: no memory is involved.
         check(i64::from(unsafe { libc::setns(pidfd.as_raw_fd(), libc::CLONE_NEWPID) })).map_err(|errno| (0, errno))?;
-        let launched = launch(0, cgroup, &plan, &fds, stdio);
+        let launched = launch(&birth, &plan, &fds, stdio);
         // SAFETY: no memory is involved.
         check(i64::from(unsafe { libc::setns(self.own_pidns.as_raw_fd(), libc::CLONE_NEWPID) }))
             .map_err(|errno| (0, errno))?;
@@ -470,17 +481,20 @@ impl Container {
     }
 }
 
-/// Clones a child that runs the plan; waits until it has executed its program or failed.
-fn launch(
+/// What a child is born with.
+struct Birth {
     namespaces: u64,
     cgroup: Option<RawFd>,
-    plan: &[u8],
-    fds: &[OwnedFd],
-    stdio: [RawFd; 3],
-) -> Result<i32, (u32, i32)> {
+    /// Not podmon's own: that of its container, or none. A plan may say otherwise.
+    oom_score: String,
+}
+
+/// Clones a child that runs the plan; waits until it has executed its program or failed.
+fn launch(birth: &Birth, plan: &[u8], fds: &[OwnedFd], stdio: [RawFd; 3]) -> Result<i32, (u32, i32)> {
     let (read, write) = pipe_blocking().map_err(|errno| (0, errno))?;
-    let pid = sys::clone3(namespaces, cgroup).map_err(|errno| (0, errno))?;
+    let pid = sys::clone3(birth.namespaces, birth.cgroup).map_err(|errno| (0, errno))?;
     if pid == 0 {
+        let _ = std::fs::write("/proc/self/oom_score_adj", &birth.oom_score);
         child::run(plan, fds, stdio, write.as_raw_fd());
     }
     drop(write);
