@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::adapter::{Engine, LogStore, Machine, NoPeers, Shared, Types};
 use crate::batch::{self, Proposal, ProposeError, Proposed, is_frugal};
-use crate::disk::RealDisk;
+use crate::disk::{Disk, RealDisk};
 use crate::identity::{self, Identity, IdentityError, Lock};
 use crate::members::Member;
 use crate::snapshots::{SnapshotFileError, Snapshots};
@@ -39,6 +39,8 @@ pub struct RaftConfig {
     pub reserve_bytes: u64,
     /// A snapshot is taken after this many bytes of log, or twice the last snapshot's size when that is more.
     pub snapshot_bytes: u64,
+    /// Where the log lies; `None`: below `dir`. For tests of what a failing disk does.
+    pub log_disk: Option<Arc<dyn Disk>>,
 }
 
 impl RaftConfig {
@@ -52,6 +54,7 @@ impl RaftConfig {
             segment_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
             snapshot_bytes: 32 << 20,
+            log_disk: None,
         }
     }
 }
@@ -362,7 +365,7 @@ struct Loaded {
 fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
     let lock = Lock::take(&config.dir)?;
     let identity = identity::load_or_make(&config.dir, config.identity)?;
-    let disk = |name: &str| open_directory(&config.dir.join(name));
+    let disk = |name: &str| open_directory(&config.dir.join(name)).map(|disk| disk as Arc<dyn Disk>);
     let snapshots = Snapshots::new(disk("snapshots")?, identity.cluster);
     let loaded = snapshots.load(config.limits)?;
     let log_config = LogConfig {
@@ -371,7 +374,11 @@ fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
         segment_bytes: config.segment_bytes,
         reserve_bytes: config.reserve_bytes,
     };
-    let log = Log::open(disk("log")?, log_config)?;
+    let log_disk = match &config.log_disk {
+        Some(given) => given.clone(),
+        None => disk("log")?,
+    };
+    let log = Log::open(log_disk, log_config)?;
     let reached = loaded.as_ref().map(|(saved, _)| saved.reach.last.index);
     let index = log.index();
     let index = index.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,83 @@
+//! Committed writes a second with 1 and with 64 clients, and what an fsync costs here: `cargo run --release -p coracle-raft
+//! --example write_bench [directory]`. One line of JSON a measurement, for `cargo xtask bench`.
+#![allow(clippy::print_stdout)] // its output is the measurement
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use coracle_raft::{Raft, RaftConfig};
+use coracle_store::{Key, Op, Transaction};
+use serde_json::json;
+
+const RUN: Duration = Duration::from_secs(5);
+
+fn pod(name: &str) -> Transaction {
+    // About what a small pod weighs: 1 KiB.
+    let value = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "labels": {"app": "bench"}},
+        "spec": {"containers": [{"name": "web", "image": "example/web:1", "env": [{"name": "FILLER", "value": "x".repeat(700)}],
+            "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}}}]},
+        "status": {"phase": "Pending"},
+    });
+    Op::Create { key: Key::new("pods", "default", name), value: Arc::new(value), claims: Vec::new() }.into()
+}
+
+async fn measure(raft: &Raft, clients: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let done = Arc::new(AtomicU64::new(0));
+    let frames = raft.metrics().frames;
+    let begun = Instant::now();
+    let tasks: Vec<_> = (0..clients)
+        .map(|client| {
+            let (raft, done) = (raft.clone(), done.clone());
+            tokio::spawn(async move {
+                let mut latencies = Vec::new();
+                for number in 0.. {
+                    let sent = Instant::now();
+                    raft.propose(pod(&format!("c{clients}-{client}-{number}"))).await?;
+                    latencies.push(sent.elapsed());
+                    done.fetch_add(1, Ordering::Relaxed);
+                    if begun.elapsed() > RUN {
+                        break;
+                    }
+                }
+                Ok::<_, coracle_raft::ProposeError>(latencies)
+            })
+        })
+        .collect();
+    let mut latencies = Vec::new();
+    for task in tasks {
+        latencies.extend(task.await??);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+    let metrics = raft.metrics();
+    let line = json!({
+        "clients": clients,
+        "writes_per_second": (latencies.len() as f64 / seconds).round(),
+        "frames_per_second": ((metrics.frames - frames) as f64 / seconds).round(),
+        "latency_ms": {"p50": at(0.5), "p99": at(0.99)},
+        "fsync_ms": {"p50": metrics.fsync_p50.as_secs_f64() * 1e3, "p99": metrics.fsync_p99.as_secs_f64() * 1e3},
+    });
+    println!("{line}");
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let dir = std::env::args().nth(1).map_or_else(std::env::temp_dir, Into::into);
+    let dir = dir.join(format!("coracle-write-bench-{}", std::process::id()));
+    let raft = Raft::open(RaftConfig::new(&dir)).await?;
+    for clients in [1, 64] {
+        measure(&raft, clients).await?;
+    }
+    raft.shutdown().await;
+    let begun = Instant::now();
+    let raft = Raft::open(RaftConfig::new(&dir)).await?;
+    println!("{}", json!({"reopen_ms": begun.elapsed().as_secs_f64() * 1e3, "objects": raft.metrics().objects}));
+    raft.shutdown().await;
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
