@@ -89,7 +89,7 @@ pub fn status(facts: &NodeFacts, load: NodeLoad) -> Value {
     let kibibytes = |bytes: u64| format!("{}Ki", bytes / 1024);
     let amounts = |memory: u64, disk: String| {
         json!({
-            "cpu": if facts.cpu_milli % 1000 == 0 { (facts.cpu_milli / 1000).to_string() } else { format!("{}m", facts.cpu_milli) },
+            "cpu": if facts.cpu_milli.is_multiple_of(1000) { (facts.cpu_milli / 1000).to_string() } else { format!("{}m", facts.cpu_milli) },
             "memory": kibibytes(memory),
             "ephemeral-storage": disk,
             "pods": facts.max_pods.to_string(),

@@ -294,3 +294,45 @@ fn a_sidecar_an_init_container_and_a_memory_volume() {
         lab.end().await;
     });
 }
+
+/// Open descriptors of this process.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn fifty_pods_come_and_go_and_leave_nothing() {
+    in_own_network(async || {
+        let lab = Lab::new().await;
+        let server = lab.server.clone();
+        let mut before = None;
+        for round in 0..3 {
+            let names: Vec<String> = (0..50).map(|index| format!("p{round}x{index}")).collect();
+            let began = Instant::now();
+            for name in &names {
+                server.put(
+                    "pods",
+                    pod(name, json!([sh("trap 'exit 0' TERM; while true; do sleep 0.05; done")]), json!({})),
+                );
+            }
+            server.until("all ready", |told| names.iter().all(|name| ready(told, name))).await;
+            println!("50 pods ready after {:?}", began.elapsed());
+            let began = Instant::now();
+            for name in &names {
+                server.delete(name, 5);
+            }
+            server.until("all gone", |told| names.iter().all(|name| told.gone.contains(name))).await;
+            println!("50 pods gone after {:?}", began.elapsed());
+            for name in &names {
+                server.remove("pods", name);
+            }
+            let mut status = lab.agent.status();
+            status.wait_for(|status| status.pods.is_empty()).await.unwrap();
+            // The first round may open what stays open.
+            let open = descriptors();
+            assert!(before.is_none_or(|before| open <= before + 3), "{before:?} -> {open} descriptors");
+            before = Some(open);
+        }
+        lab.end().await;
+    });
+}

@@ -201,6 +201,8 @@ pub enum StopReason {
     DeadlineExceeded,
     /// It can never run here.
     Rejected,
+    /// It took more of the node than it may.
+    Evicted,
     /// Somebody deleted it, or the node no longer has it.
     Deleted,
 }
@@ -386,6 +388,13 @@ impl Observed {
             } else if let Run::Running { attempt, .. } = seen.run {
                 let exit = exited.iter().find(|(name, exit)| *name == container.name && exit.attempt == attempt);
                 if let Some((_, exit)) = exit {
+                    seen.exited(exit.clone(), now);
+                }
+            } else {
+                // It began and ended without its start being noted.
+                let unseen =
+                    exited.iter().filter(|(name, exit)| *name == container.name && exit.attempt >= seen.next_attempt);
+                if let Some((_, exit)) = unseen.max_by_key(|(_, exit)| exit.attempt) {
                     seen.exited(exit.clone(), now);
                 }
             }

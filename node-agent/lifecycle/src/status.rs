@@ -44,6 +44,7 @@ pub fn pod_status(pod: &Pod, seen: &Observed, facts: Facts, previous: &Value) ->
         let reason = match stop.why {
             StopReason::DeadlineExceeded => "DeadlineExceeded",
             StopReason::Rejected => "Rejected",
+            StopReason::Evicted => "Evicted",
             StopReason::Finished | StopReason::Deleted => "",
         };
         if !reason.is_empty() {
@@ -69,7 +70,9 @@ pub fn rejected(reason: &str, message: &str, facts: Facts) -> Value {
 /// `Pending`, `Running`, `Succeeded`, `Failed` (upstream: kubelet's `getPhase`).
 #[must_use]
 pub fn phase(pod: &Pod, seen: &Observed) -> &'static str {
-    if seen.stop.as_ref().is_some_and(|stop| matches!(stop.why, StopReason::DeadlineExceeded | StopReason::Rejected)) {
+    if seen.stop.as_ref().is_some_and(|stop| {
+        matches!(stop.why, StopReason::DeadlineExceeded | StopReason::Rejected | StopReason::Evicted)
+    }) {
         return "Failed";
     }
     let pairs = || pod.containers.iter().zip(&seen.containers);
@@ -331,6 +334,7 @@ pub fn summary(pod: &Pod, seen: &Observed) -> String {
             (StopReason::Deleted, _) => "Terminating".to_owned(),
             (StopReason::DeadlineExceeded, _) => "DeadlineExceeded".to_owned(),
             (StopReason::Rejected, _) => "Rejected".to_owned(),
+            (StopReason::Evicted, _) => "Evicted".to_owned(),
             (StopReason::Finished, true) => phase(pod, seen).to_owned(),
             (StopReason::Finished, false) => "Completing".to_owned(),
         };

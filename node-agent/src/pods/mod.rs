@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::ledger::State;
+use crate::ledger::{Held, State};
 use board::Board;
 use node::Node;
 use record::Record;
@@ -70,6 +70,9 @@ impl Pods {
     }
 }
 
+/// Pods of this node in the ledger, by uid.
+type Assignments<'a> = BTreeMap<&'a str, &'a Arc<Held>>;
+
 struct Assigned {
     orders: watch::Sender<Order>,
     revision: u64,
@@ -91,7 +94,7 @@ struct Manager {
 
 impl Manager {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, drain: DrainWatch) {
-        let mut broken = false;
+        let (mut broken, mut commanded) = (false, true);
         loop {
             self.reconcile();
             let again =
@@ -100,13 +103,14 @@ impl Manager {
                 // All cancel safe.
                 changed = self.state.changed() => if changed.is_err() { return },
                 Some(ended) = self.tasks.join_next_with_id() => broken |= self.ended(ended),
-                command = commands.recv() => match command {
+                command = commands.recv(), if commanded => match command {
                     Some(Command::StopAll { grace_ms, done }) => {
                         let waiting = self.stopping.get_or_insert((grace_ms, Vec::new()));
                         waiting.0 = waiting.0.min(grace_ms);
                         waiting.1.push(done);
                     }
-                    None => return,
+                    // Nobody holds the handle any more; the pods are wanted all the same.
+                    None => commanded = false,
                 },
                 () = again => broken = false,
                 // Workers are dropped where they stand: records and runtime hold all that matters.
@@ -134,20 +138,20 @@ impl Manager {
     /// Looks at the ledger: no argument says what has changed.
     fn reconcile(&mut self) {
         let state = self.state.borrow_and_update().clone();
-        let assigned: BTreeMap<String, (u64, Arc<Value>)> = state
+        let assigned: Assignments<'_> = state
             .list("pods")
             .filter(|(_, held)| held.tree["spec"]["nodeName"] == self.node.name.as_str())
-            .map(|(_, held)| (held.uid.clone(), (held.revision, Arc::new(held.tree.clone()))))
+            .map(|(_, held)| (held.uid.as_str(), held))
             .collect();
         if self.stopping.is_none() {
-            for (uid, (revision, object)) in &assigned {
-                self.assign(uid, *revision, object);
+            for (uid, held) in &assigned {
+                self.assign(uid, held);
             }
         }
         self.orphans(&state, &assigned);
         let stop = self.stopping.as_ref().map(|(grace_ms, _)| *grace_ms);
         for (uid, worker) in &self.workers {
-            let unwanted = if assigned.contains_key(uid) { stop } else { Some(stop.unwrap_or(u64::MAX)) };
+            let unwanted = if assigned.contains_key(uid.as_str()) { stop } else { Some(stop.unwrap_or(u64::MAX)) };
             if let Some(grace_ms) = unwanted {
                 worker.orders.send_if_modified(|order| {
                     let before = order.unwanted;
@@ -160,14 +164,15 @@ impl Manager {
         }
         let outbox = &self.node.outbox;
         self.gone.retain(|uid| {
-            let still_there = assigned.contains_key(uid);
+            let still_there = assigned.contains_key(uid.as_str());
             if !still_there {
                 outbox.forget(uid);
             }
             still_there
         });
-        self.rejected.retain(|uid| assigned.contains_key(uid));
+        self.rejected.retain(|uid| assigned.contains_key(uid.as_str()));
         if self.workers.is_empty()
+            && self.tasks.is_empty()
             && let Some((_, waiting)) = &mut self.stopping
         {
             for done in waiting.drain(..) {
@@ -176,14 +181,15 @@ impl Manager {
         }
     }
 
-    fn assign(&mut self, uid: &str, revision: u64, object: &Arc<Value>) {
+    fn assign(&mut self, uid: &str, held: &Held) {
         if self.gone.contains(uid) {
             return;
         }
+        let revision = held.revision;
         if let Some(worker) = self.workers.get_mut(uid) {
             if worker.revision != revision {
                 worker.revision = revision;
-                let object = object.clone();
+                let object = Arc::new(held.tree.clone());
                 worker.orders.send_modify(|order| {
                     order.object = object;
                     // Assigned again, after a feed without it.
@@ -192,9 +198,9 @@ impl Manager {
             }
             return;
         }
-        match Pod::parse(object) {
-            Ok(pod) => self.employ(pod, revision, object.clone(), None),
-            Err(error) => self.reject(uid, object, &error),
+        match Pod::parse(&held.tree) {
+            Ok(pod) => self.employ(pod, revision, Arc::new(held.tree.clone()), None),
+            Err(error) => self.reject(uid, &held.tree, &error),
         }
     }
 
@@ -223,7 +229,7 @@ impl Manager {
 
     /// Pods that run here though no feed assigns them: an earlier agent's, which the servers have let go of meanwhile. Only a
     /// whole feed can say so.
-    fn orphans(&mut self, state: &State, assigned: &BTreeMap<String, (u64, Arc<Value>)>) {
+    fn orphans(&mut self, state: &State, assigned: &Assignments<'_>) {
         if self.orphans_seen || !(state.confirmed || self.stopping.is_some()) {
             return;
         }
@@ -233,7 +239,7 @@ impl Manager {
             found.extend(entry.file_name().into_string());
         }
         for uid in found {
-            if self.workers.contains_key(&uid) || (self.stopping.is_none() && assigned.contains_key(&uid)) {
+            if self.workers.contains_key(&uid) || (self.stopping.is_none() && assigned.contains_key(uid.as_str())) {
                 continue;
             }
             tracing::info!(uid, "a pod of an earlier agent is wanted no more");

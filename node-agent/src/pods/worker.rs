@@ -27,6 +27,8 @@ use crate::{logs, probes, volumes};
 
 /// Outcomes on their way back: a pod has a handful of probes and one step at a time.
 const OUTCOMES: usize = 32;
+/// How often volumes with a limit are measured.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// Last words of a container, as upstream.
 const MESSAGE_BYTES: usize = 4096;
 
@@ -41,17 +43,34 @@ pub struct Order {
 
 /// What came of work that ran beside the worker.
 enum Outcome {
-    Made { turn: u64, step: Step, result: Result<Made, Failure>, took: Duration },
-    Probed { container: usize, kind: ProbeKind, attempt: u32, result: Result<(), String> },
-    PreStopped { container: usize, attempt: u32, result: Result<(), String> },
+    Made {
+        turn: u64,
+        step: Step,
+        result: Box<Result<Made, Failure>>,
+        took: Duration,
+    },
+    Probed {
+        container: usize,
+        kind: ProbeKind,
+        attempt: u32,
+        result: Result<(), String>,
+    },
+    PreStopped {
+        container: usize,
+        attempt: u32,
+        result: Result<(), String>,
+    },
+    /// A volume holds more than it may.
+    Overfull(String),
 }
 
 /// What woke the worker.
 enum Woken {
     Order(bool),
-    Outcome(Option<Outcome>),
+    Outcome(Option<Box<Outcome>>),
     Sandbox(Option<SandboxEvent>),
     State,
+    Measure,
     Time,
 }
 
@@ -71,8 +90,6 @@ pub(super) struct Worker {
     seen: Observed,
     outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
     sandbox: Option<mpsc::Receiver<SandboxEvent>>,
-    /// Ends that came before the start they belong to was recorded.
-    early: Vec<RunState>,
     /// The step under way.
     busy: Option<Busy>,
     turns: u64,
@@ -83,6 +100,8 @@ pub(super) struct Worker {
     told: Value,
     saved: Option<(Arc<Value>, Observed)>,
     limiter: Limiter,
+    /// Volumes are measured when it ticks.
+    measure: Option<tokio::time::Interval>,
 }
 
 impl Worker {
@@ -98,12 +117,16 @@ impl Worker {
             serving: node.serving.clone(),
             outcomes: mpsc::channel(OUTCOMES),
             sandbox: None,
-            early: Vec::new(),
             busy: None,
             turns: 0,
             read: Vec::new(),
             saved: None,
             limiter: Limiter::default(),
+            measure: volumes::has_limits(&pod).then(|| {
+                let mut ticks = tokio::time::interval(MEASURE_EVERY);
+                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                ticks
+            }),
             pod: Arc::new(pod),
             node,
             board,
@@ -176,13 +199,20 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
+        let measure = async {
+            match &mut self.measure {
+                Some(ticks) => ticks.tick().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             // All of them are cancel safe: watches keep their mark, channels their items.
             changed = self.orders.changed() => Woken::Order(changed.is_ok()),
-            outcome = self.outcomes.1.recv() => Woken::Outcome(outcome),
+            outcome = self.outcomes.1.recv() => Woken::Outcome(outcome.map(Box::new)),
             event = sandbox => Woken::Sandbox(event),
             changed = self.state.changed() => if changed.is_ok() { Woken::State } else { Woken::Time },
             changed = self.serving.changed() => if changed.is_ok() { Woken::State } else { Woken::Time },
+            _ = measure => Woken::Measure,
             () = time => Woken::Time,
         }
     }
@@ -192,10 +222,11 @@ impl Worker {
             Woken::Order(true) => self.hear(),
             // The manager is gone: so is the agent.
             Woken::Order(false) => std::future::pending().await,
-            Woken::Outcome(Some(outcome)) => self.outcome(outcome),
+            Woken::Outcome(Some(outcome)) => self.outcome(*outcome),
             Woken::Sandbox(Some(SandboxEvent::Ended(run))) => self.ended(run),
             Woken::Sandbox(Some(SandboxEvent::Lost) | None) => self.lost().await,
             Woken::State => self.state_changed().await,
+            Woken::Measure => self.measure(),
             Woken::Outcome(None) | Woken::Time => {}
         }
     }
@@ -271,13 +302,9 @@ impl Worker {
         if stage == Stage::Volumes {
             self.read = self.revisions();
         }
-        if stage == Stage::Image && self.pod.containers[container].pull_policy == "Always" {
-            let image = self.pod.containers[container].image.clone();
-            self.say(false, "Pulling", format!("Pulling image \"{image}\""));
-        }
         let work = tokio::spawn(async move {
             let began = tokio::time::Instant::now();
-            let result = steps::make(stage, &mut job).await;
+            let result = Box::new(steps::make(stage, &mut job).await);
             let _ = back.send(Outcome::Made { turn, step, result, took: began.elapsed() }).await;
         });
         self.busy = Some(Busy { turn, pull: stage == Stage::Image, work: work.abort_handle() });
@@ -386,6 +413,19 @@ impl Worker {
         });
     }
 
+    fn measure(&self) {
+        if self.seen.stop.is_some() || self.seen.volumes != Volumes::Ready {
+            return;
+        }
+        let (pod, back) = (self.pod.clone(), self.outcomes.0.clone());
+        let dirs = self.node.paths.volumes(&pod.uid);
+        tokio::task::spawn_blocking(move || {
+            if let Some(words) = volumes::over_limit(&pod, &dirs) {
+                let _ = back.blocking_send(Outcome::Overfull(words));
+            }
+        });
+    }
+
     fn outcome(&mut self, outcome: Outcome) {
         let now = self.node.clock.now_ms();
         match outcome {
@@ -395,7 +435,13 @@ impl Worker {
                 }
                 self.busy = None;
                 self.seen.busy = false;
-                self.made(&step, result, took, now);
+                self.made(&step, *result, took, now);
+            }
+            Outcome::Overfull(message) => {
+                if self.seen.stop.is_none() {
+                    self.say(true, "Evicted", message.clone());
+                    self.stop(StopReason::Evicted, message, self.pod.grace_ms, now);
+                }
             }
             Outcome::Probed { container, kind, attempt, result } => {
                 self.probed(container, kind, attempt, &result, now);
@@ -417,14 +463,15 @@ impl Worker {
                 self.sandbox = self.node.containers.events(&self.pod.uid);
             }
             (Step::Volumes, Ok(_)) => self.seen.volumes_ready(),
-            (Step::Pull { container }, Ok(Made::Image(image))) => {
+            (Step::Pull { container }, Ok(Made::Image { image, pulled })) => {
                 let name = self.pod.containers[*container].image.clone();
-                let words = if self.pod.containers[*container].pull_policy == "Always" {
+                let words = if pulled {
                     format!("Successfully pulled image \"{name}\" in {}ms", took.as_millis())
                 } else {
                     format!("Container image \"{name}\" is present on this machine")
                 };
                 self.say(false, "Pulled", words);
+                let image = *image;
                 self.seen.containers[*container].image_present(image.digest, image.name, image.config.stop_signal);
             }
             (Step::Start { container, attempt }, Ok(Made::Started(started))) => {
@@ -440,11 +487,11 @@ impl Worker {
         let spec = &pod.containers[container];
         self.seen.containers[container].running(spec, attempt, pid, at);
         self.say(false, "Started", format!("Started container {}", spec.name));
-        let (early, rest) = std::mem::take(&mut self.early)
-            .into_iter()
-            .partition(|run| run.container == spec.name && run.attempt == attempt);
-        self.early = rest;
-        for run in Vec::<RunState>::from_iter(early) {
+        // A short life may be over before its start was recorded: its end was told to nobody then.
+        let states = self.node.containers.states(&pod.uid).unwrap_or_default();
+        for run in
+            states.into_iter().filter(|run| run.container == spec.name && run.attempt == attempt && run.ended.is_some())
+        {
             self.ended(run);
         }
     }
@@ -531,10 +578,7 @@ impl Worker {
         let current =
             matches!(self.seen.containers[container].run, Run::Running { attempt, .. } if attempt == run.attempt);
         if !current {
-            // The start is still on its way back; nothing else can be early.
-            if self.early.len() < self.pod.containers.len() {
-                self.early.push(run);
-            }
+            // Recorded already, or its start is still on its way back and looks for its end itself.
             return;
         }
         let Some(exit) = self.exit_of(&run) else { return };

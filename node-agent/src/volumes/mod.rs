@@ -146,6 +146,38 @@ pub fn remove(pod: &Pod, dirs: &VolumeDirs) -> Result<(), VolumeError> {
     Ok(())
 }
 
+/// Which volume on disk holds more than it may, in words. Walks through all of their files: for a thread that may block.
+#[must_use]
+pub fn over_limit(pod: &Pod, dirs: &VolumeDirs) -> Option<String> {
+    pod.volumes.iter().find_map(|volume| {
+        let VolumeSource::EmptyDir { memory: false, size_limit: Some(limit) } = volume.source else { return None };
+        let used = used_bytes(&dirs.path(volume));
+        (used > limit)
+            .then(|| format!("Usage of EmptyDir volume \"{}\" exceeds the limit: {used} of {limit} bytes", volume.name))
+    })
+}
+
+/// Whether any volume on disk has a limit that has to be watched.
+#[must_use]
+pub fn has_limits(pod: &Pod) -> bool {
+    pod.volumes
+        .iter()
+        .any(|volume| matches!(volume.source, VolumeSource::EmptyDir { memory: false, size_limit: Some(_) }))
+}
+
+/// Bytes that a tree takes on disk. Links are not followed.
+fn used_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => used_bytes(&entry.path()),
+            Ok(meta) => meta.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 fn io_error<'a>(
     volume: &'a Volume,
     action: &'static str,
@@ -375,6 +407,19 @@ mod tests {
         let escape = state(&[("configmaps", "conf", json!({"data": {"k": "v"}}))]);
         let item = json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "k", "path": "../../x"}]}});
         assert!(words(item, &escape).contains("cannot be a file"));
+    }
+
+    #[test]
+    fn a_directory_that_holds_too_much_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = dirs(dir.path());
+        let pod = pod(json!([{"name": "e", "emptyDir": {"sizeLimit": "64Ki"}}]));
+        prepare(&pod, &dirs, &State::default(), "1").unwrap();
+        assert!(has_limits(&pod) && over_limit(&pod, &dirs).is_none());
+        std::fs::create_dir(dirs.disk.join("e/sub")).unwrap();
+        std::fs::write(dirs.disk.join("e/sub/big"), vec![1; 128 << 10]).unwrap();
+        let words = over_limit(&pod, &dirs).unwrap();
+        assert!(words.starts_with("Usage of EmptyDir volume \"e\" exceeds the limit"), "{words}");
     }
 
     #[test]

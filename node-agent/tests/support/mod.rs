@@ -78,13 +78,19 @@ pub struct Told {
     pub reports: u64,
 }
 
+/// The revision, and objects by resource and name.
+type Objects = (u64, BTreeMap<(String, String), Item>);
+/// Chunks of a tunnel.
+type Chunks = mpsc::Sender<Result<Vec<u8>, String>>;
+
 struct Inner {
-    objects: watch::Sender<(u64, BTreeMap<(String, String), Item>)>,
+    objects: watch::Sender<Objects>,
     told: Mutex<Told>,
-    tunnels: Mutex<HashMap<String, mpsc::Sender<Result<Vec<u8>, String>>>>,
+    tunnels: Mutex<HashMap<String, Chunks>>,
     down: Mutex<Option<mpsc::Sender<Result<FromServer, Status>>>>,
     settings: Settings,
     next_tunnel: AtomicU64,
+    end: Mutex<tokio_util::sync::CancellationToken>,
 }
 
 /// The server. Clones are one.
@@ -110,14 +116,25 @@ impl TestServer {
                 down: Mutex::default(),
                 settings,
                 next_tunnel: AtomicU64::new(1),
+                end: Mutex::default(),
             }),
         }
     }
 
     /// Serves until the token's end; returns the address.
     pub async fn serve(&self, pki: &Pki, port: u16, end: tokio_util::sync::CancellationToken) -> SocketAddr {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let listener = loop {
+            match tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+                Ok(listener) => break listener,
+                // The server before it is about to let go of the port.
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                    tokio::time::sleep(Duration::from_millis(5)).await; // poll
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
         let address = listener.local_addr().unwrap();
+        *self.inner.end.lock().unwrap() = end.clone();
         let tls = ServerTlsConfig::new()
             .identity(TlsIdentity::from_pem(&pki.server.0, &pki.server.1))
             .client_ca_root(Certificate::from_pem(&pki.ca_pem));
@@ -264,13 +281,19 @@ impl Agents for TestServer {
         tokio::spawn(self.clone().listen(up));
         let this = self.clone();
         tokio::spawn(async move {
+            let end = this.inner.end.lock().unwrap().clone();
             let mut changes = this.inner.objects.subscribe();
             loop {
                 changes.borrow_and_update();
-                if down.send(Ok(this.feed())).await.is_err() || changes.changed().await.is_err() {
+                if down.send(Ok(this.feed())).await.is_err() {
                     return;
                 }
+                tokio::select! {
+                    changed = changes.changed() => changed.unwrap(),
+                    () = end.cancelled() => break,
+                }
             }
+            *this.inner.down.lock().unwrap() = None;
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

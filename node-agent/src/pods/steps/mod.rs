@@ -49,7 +49,12 @@ pub enum Made {
     /// The pod has an address.
     Address(Ipv4Addr),
     /// The image is here.
-    Image(FoundImage),
+    Image {
+        /// It.
+        image: Box<FoundImage>,
+        /// It had to be fetched.
+        pulled: bool,
+    },
     /// The container runs.
     Started(Started),
 }

@@ -1,0 +1,142 @@
+//! The session with a server that comes and goes: what is told again, what is refused.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_daemon::Drain;
+use coracle_node_agent::ledger::Ledger;
+use coracle_node_agent::outbox::Outbox;
+use coracle_node_agent::session::{Session, SessionState};
+use coracle_node_agent::tunnels::Tunnels;
+use coracle_node_agent::{Identity, ServerEndpoint};
+use coracle_protocol::v1::{LogRequest, NodeEvent, PodGone, PodStatus};
+use serde_json::json;
+use support::{NODE, Pki, TestServer, pod, sh};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+struct Rig {
+    dir: tempfile::TempDir,
+    drain: Drain,
+    outbox: Arc<Outbox>,
+    ledger: watch::Receiver<coracle_node_agent::ledger::State>,
+    state: watch::Receiver<SessionState>,
+}
+
+fn rig(pki: &Pki, servers: &[&str]) -> Rig {
+    let dir = tempfile::tempdir().unwrap();
+    let drain = Drain::new();
+    let ledger = Ledger::open(&dir.path().join("data"), &dir.path().join("run"), &drain.watch()).unwrap();
+    let outbox = Arc::new(Outbox::default());
+    let state = watch::Sender::new(SessionState::default());
+    let rig = Rig { drain, outbox: outbox.clone(), ledger: ledger.watch(), state: state.subscribe(), dir };
+    let session = Session {
+        node: NODE.into(),
+        identity: Identity { cert_pem: pki.node.0.clone(), key_pem: pki.node.1.clone(), ca_pem: pki.ca_pem.clone() },
+        servers: servers.iter().map(|address| ServerEndpoint { address: (*address).into(), name: None }).collect(),
+        ledger,
+        outbox,
+        node_object: Arc::new(|| b"{\"kind\":\"Node\"}".to_vec()),
+        tunnels: Tunnels::new(rig.dir.path().join("logs"), Arc::new(|_: &LogRequest| Err("ContainerCreating".into()))),
+        state,
+    };
+    rig.drain.watch().spawn(session.run(rig.drain.watch().token()));
+    rig
+}
+
+fn status(name: &str, phase: &str) -> PodStatus {
+    PodStatus {
+        namespace: "default".into(),
+        name: name.into(),
+        uid: format!("uid-{name}"),
+        status: serde_json::to_vec(&json!({"phase": phase})).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_hears_all_that_holds() {
+    let (pki, server, end) = (Pki::new(), TestServer::new(), CancellationToken::new());
+    server.put("pods", pod("a", json!([sh("true")]), json!({})));
+    let address = server.serve(&pki, 0, end.clone()).await;
+    // The first address answers to nobody: the next is tried.
+    let mut rig = rig(&pki, &["127.0.0.1:1", &address.to_string()]);
+    rig.state.wait_for(|state| state.connected).await.unwrap();
+    rig.ledger.wait_for(|state| state.get("pods", "default", "a").is_some()).await.unwrap();
+    assert_eq!(rig.ledger.borrow().settings.as_ref().unwrap().pod_cidr, "10.42.7.0/24");
+    for phase in ["Pending", "Running"] {
+        rig.outbox.pod(status("a", phase));
+    }
+    rig.outbox.pod(status("b", "Running"));
+    server.until("told", |told| told.statuses.get("a").is_some_and(|status| status["phase"] == "Running")).await;
+    server.until("beaten", |told| told.beats > 0).await;
+    end.cancel();
+    rig.state.wait_for(|state| !state.connected).await.unwrap();
+    rig.outbox.pod(status("a", "Succeeded"));
+    let gone = PodGone { namespace: "default".into(), name: "b".into(), uid: "uid-b".into() };
+    rig.outbox.gone(gone);
+    rig.outbox.event(NodeEvent { name: "a".into(), reason: "Said".into(), ..NodeEvent::default() });
+    let second = TestServer::new();
+    second.put("pods", pod("a", json!([sh("true")]), json!({})));
+    second.put("pods", pod("c", json!([sh("true")]), json!({})));
+    second.serve(&pki, address.port(), CancellationToken::new()).await;
+    second
+        .until("told everything", |told| {
+            told.statuses.get("a").is_some_and(|status| status["phase"] == "Succeeded")
+                && told.gone == ["b"]
+                && told.events.len() == 1
+        })
+        .await;
+    second.told(|told| assert!(!told.statuses.contains_key("b")));
+    rig.ledger.wait_for(|state| state.get("pods", "default", "c").is_some()).await.unwrap();
+    drop(rig.dir);
+}
+
+#[tokio::test]
+async fn a_server_that_is_behind_is_refused_in_words() {
+    let (pki, server, end) = (Pki::new(), TestServer::new(), CancellationToken::new());
+    for _ in 0..5 {
+        server.put("pods", pod("a", json!([sh("true")]), json!({})));
+    }
+    let address = server.serve(&pki, 0, end.clone()).await;
+    let mut rig = rig(&pki, &[&address.to_string()]);
+    rig.ledger.wait_for(|state| state.get("pods", "default", "a").is_some()).await.unwrap();
+    end.cancel();
+    TestServer::new().serve(&pki, address.port(), CancellationToken::new()).await;
+    let state = rig
+        .state
+        .wait_for(|state| state.because.as_ref().is_some_and(|why| why.contains("behind")))
+        .await
+        .unwrap()
+        .clone();
+    assert!(state.because.unwrap().contains("is older than the ledger's"));
+    assert!(rig.ledger.borrow().get("pods", "default", "a").is_some());
+}
+
+#[tokio::test]
+async fn a_stranger_is_not_believed() {
+    let (pki, server) = (Pki::new(), TestServer::new());
+    let address = server.serve(&Pki::new(), 0, CancellationToken::new()).await;
+    let mut rig = rig(&pki, &[&address.to_string()]);
+    rig.state.wait_for(|state| state.because.is_some()).await.unwrap();
+    server.told(|told| assert_eq!(told.hellos, 0));
+    drop(rig.drain);
+}
+
+#[tokio::test]
+async fn log_streams_carry_the_words_of_a_failure() {
+    let (pki, server) = (Pki::new(), TestServer::new());
+    let address = server.serve(&pki, 0, CancellationToken::new()).await;
+    let mut rig = rig(&pki, &[&address.to_string()]);
+    rig.state.wait_for(|state| state.connected).await.unwrap();
+    let words = server.log_text("a", "c").await.unwrap_err();
+    assert_eq!(words, "container \"c\" in pod \"a\" is waiting to start: ContainerCreating");
+    assert!(server.log_text("../../etc", "c").await.is_err());
+    let dir = rig.dir.path().join("logs/default_a_uid-a/c");
+    std::fs::create_dir_all(&dir).unwrap();
+    let lines: String = (0..20_000).map(|number| format!("2026-11-26T12:00:00Z stdout F line {number}\n")).collect();
+    std::fs::write(dir.join("0.log"), lines).unwrap();
+    let text = tokio::time::timeout(Duration::from_secs(20), server.log_text("a", "c")).await.unwrap().unwrap();
+    assert_eq!(text.lines().count(), 20_000);
+}
