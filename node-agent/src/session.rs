@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 
 use crate::config::{Identity, ServerEndpoint};
-use crate::ledger::{Ledger, LedgerError, Refused};
+use crate::ledger::{Ledger, LedgerError, Refused, State};
 use crate::outbox::Outbox;
 use crate::tunnels::Tunnels;
 
@@ -33,6 +33,8 @@ const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// Between reports.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 const BEAT_EVERY: Duration = Duration::from_secs(1);
+const BEAT_FASTEST: Duration = Duration::from_millis(100);
+const BEAT_SLOWEST: Duration = Duration::from_secs(60);
 /// Messages on their way up: the stream's own window does the rest.
 const UP_QUEUE: usize = 4;
 
@@ -150,7 +152,7 @@ impl Session {
         let answer = client.session(ReceiverStream::new(receiver)).await;
         let mut down =
             answer.map_err(|status| SessionError::Refused(name.clone(), status.message().to_owned()))?.into_inner();
-        let talk = talk(self.outbox.clone(), up);
+        let talk = talk(self.outbox.clone(), up, self.ledger.watch());
         tokio::pin!(talk);
         loop {
             let received = tokio::select! {
@@ -230,14 +232,16 @@ fn message(message: from_agent::Message) -> FromAgent {
 }
 
 /// Beats and reports, until the stream no longer takes them.
-async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>) {
-    let mut beats = tokio::time::interval(BEAT_EVERY);
-    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>, state: watch::Receiver<State>) {
+    let mut next_beat = Instant::now();
     let mut quiet_until = Instant::now();
     loop {
         let sent = tokio::select! {
             // Cancel safe: a report is taken only after the wait.
-            _ = beats.tick() => up.send(message(from_agent::Message::Beat(Beat { sent_boottime_ms: boottime_ms() }))).await,
+            () = tokio::time::sleep_until(next_beat) => {
+                next_beat = Instant::now() + beat_interval(&state.borrow());
+                up.send(message(from_agent::Message::Beat(Beat { sent_boottime_ms: boottime_ms() }))).await
+            }
             () = async { outbox.ready().await; tokio::time::sleep_until(quiet_until).await } => {
                 let Some(report) = outbox.take() else { continue };
                 quiet_until = Instant::now() + REPORT_EVERY;
@@ -248,6 +252,12 @@ async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>) {
             return;
         }
     }
+}
+
+/// As the cluster wants it: it stretches beats as the number of its agents grows.
+fn beat_interval(state: &State) -> Duration {
+    let told = state.settings.as_ref().map_or(0, |settings| settings.beat_interval_ms);
+    if told == 0 { BEAT_EVERY } else { Duration::from_millis(u64::from(told)).clamp(BEAT_FASTEST, BEAT_SLOWEST) }
 }
 
 /// Counts while the machine sleeps: what fencing will need.

@@ -12,7 +12,7 @@ use super::node::write_whole;
 const FORMAT: u32 = 1;
 
 /// What is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Record {
     format: u32,
     /// The object, for a pod the ledger has lost.
@@ -22,12 +22,6 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record.
-    #[must_use]
-    pub fn new(object: Value, seen: Observed) -> Self {
-        Self { format: FORMAT, object, seen }
-    }
-
     /// Reads `DIR/record.json`; `None` when there is none, or of another format.
     #[must_use]
     pub fn load(dir: &Path) -> Option<Self> {
@@ -36,11 +30,38 @@ impl Record {
         (record.format == FORMAT).then_some(record)
     }
 
-    /// Writes it. No sync: it need not survive a power cut.
+    /// Writes one. No sync: it need not survive a power cut.
     ///
     /// # Errors
     /// The file system's word.
-    pub fn save(&self, dir: &Path) -> std::io::Result<()> {
-        write_whole(&dir.join("record.json"), &serde_json::to_vec(self)?, 0o600)
+    pub fn save(dir: &Path, object: &Value, seen: &Observed) -> std::io::Result<()> {
+        /// The same fields, borrowed: a record is written at every change.
+        #[derive(Serialize)]
+        struct Borrowed<'a> {
+            format: u32,
+            object: &'a Value,
+            seen: &'a Observed,
+        }
+        let bytes = serde_json::to_vec(&Borrowed { format: FORMAT, object, seen })?;
+        write_whole(&dir.join("record.json"), &bytes, 0o600)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_and_another_format_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Record::load(dir.path()).is_none());
+        let (object, seen) = (serde_json::json!({"kind": "Pod"}), Observed { accepted_at: 7, ..Observed::default() });
+        Record::save(dir.path(), &object, &seen).unwrap();
+        let read = Record::load(dir.path()).unwrap();
+        assert_eq!((read.object, read.seen), (object, seen));
+        let path = dir.path().join("record.json");
+        let text = std::fs::read_to_string(&path).unwrap().replacen("\"format\":1", "\"format\":2", 1);
+        std::fs::write(&path, text).unwrap();
+        assert!(Record::load(dir.path()).is_none());
     }
 }

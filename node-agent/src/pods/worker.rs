@@ -29,6 +29,8 @@ use crate::{logs, probes, volumes};
 const OUTCOMES: usize = 32;
 /// How often volumes with a limit are measured.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// How long the runtime may take to pass a signal on.
+const SIGNAL_WITHIN: Duration = Duration::from_secs(5);
 /// Last words of a container, as upstream.
 const MESSAGE_BYTES: usize = 4096;
 
@@ -350,15 +352,20 @@ impl Worker {
     async fn kill(&mut self, container: usize, signal: i32) {
         let name = self.pod.containers[container].name.clone();
         tracing::debug!(pod = self.pod.name, namespace = self.pod.namespace, container = name, signal, "signals");
-        if let Err(failure) = self.node.containers.kill(&self.pod.uid, &name, signal).await {
-            tracing::warn!(
-                pod = self.pod.name,
-                namespace = self.pod.namespace,
-                container = name,
-                reason = failure.message,
-                "a signal was not sent"
-            );
-        }
+        let sent = tokio::time::timeout(SIGNAL_WITHIN, self.node.containers.kill(&self.pod.uid, &name, signal)).await;
+        // A monitor that does not answer must not keep the pod's other clocks from running; a kill is sent again.
+        let reason = match sent {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => failure.message,
+            Err(_) => "the pod's monitor does not answer".to_owned(),
+        };
+        tracing::warn!(
+            pod = self.pod.name,
+            namespace = self.pod.namespace,
+            container = name,
+            reason,
+            "a signal was not sent"
+        );
     }
 
     /// What the runtime still knows of the container's last run would stand in the way of the next.
@@ -730,8 +737,7 @@ impl Worker {
         if unchanged {
             return;
         }
-        let record = Record::new((*self.object).clone(), self.seen.clone());
-        if let Err(error) = record.save(&self.node.paths.pod_run(&self.pod.uid)) {
+        if let Err(error) = Record::save(&self.node.paths.pod_run(&self.pod.uid), &self.object, &self.seen) {
             tracing::warn!(pod = self.pod.name, %error, "the pod's record was not written");
             return;
         }
