@@ -23,6 +23,7 @@ mod table;
 mod verbs;
 mod watch;
 mod who;
+mod wire;
 mod write;
 
 pub use addresses::ServiceAddresses;

@@ -17,7 +17,7 @@ use crate::path::{Place, Query, Route, route};
 use crate::serve::Door;
 use crate::status::Failure;
 use crate::who::Who;
-use crate::{change, delete, discovery, list, logs, may, openapi, reviews, watch, who, write};
+use crate::{change, delete, discovery, list, logs, may, openapi, reviews, watch, who, wire, write};
 
 /// The largest body of a request: an object is at most 1.5 MB, its JSON may be escaped.
 const MAX_BODY: usize = 3 << 20;
@@ -41,8 +41,12 @@ impl Asked {
     /// The body as a tree, and the keys it gives twice.
     pub(crate) fn tree(&self) -> Result<(Value, Vec<Problem>), Failure> {
         let media = self.media_type();
-        if media.contains("protobuf") || media.contains("cbor") {
-            return Err(Failure::media_type(format!("bodies of {media} are not supported yet; send application/json")));
+        if media.contains("protobuf") {
+            let tree = wire::decode(&self.body).map_err(Failure::bad_request)?;
+            return Ok((tree, Vec::new()));
+        }
+        if media.contains("cbor") {
+            return Err(Failure::media_type(format!("bodies of {media} are not supported; send application/json")));
         }
         if media.contains("yaml") {
             let text = std::str::from_utf8(&self.body).map_err(|_| Failure::bad_request("the body is not UTF-8"))?;

@@ -323,9 +323,13 @@ async fn objects_are_shown_in_the_form_that_was_asked_for() {
     let protobuf = world.admin().with("accept", "application/vnd.kubernetes.protobuf");
     assert_eq!(protobuf.get(MAPS).await.code, 406);
     assert_eq!(
-        world.admin().ask("POST", MAPS, "application/vnd.kubernetes.protobuf", "k8s\0").await.status().1,
-        "UnsupportedMediaType"
+        world.admin().ask("POST", MAPS, "application/vnd.kubernetes.protobuf", "{}").await.status().1,
+        "BadRequest"
     );
+    let raw = b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x05\x0a\x03\x0a\x01b";
+    let created = world.admin().ask("POST", MAPS, "application/vnd.kubernetes.protobuf", &raw[..]).await;
+    assert_eq!(created.json()["metadata"]["name"], "b");
+    assert_eq!(world.admin().ask("POST", MAPS, "application/cbor", "x").await.code, 415);
 }
 
 #[tokio::test]

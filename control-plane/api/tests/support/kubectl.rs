@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use super::World;
@@ -150,6 +150,7 @@ pub struct Running {
 impl Running {
     /// Reads lines up to one that holds all of `words`.
     pub async fn line_with(&mut self, words: &[&str]) -> String {
+        let words_wanted = words;
         let mut seen = Vec::new();
         let search = async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -162,7 +163,14 @@ impl Running {
         };
         match tokio::time::timeout(Duration::from_secs(30), search).await {
             Ok(Some(line)) => line,
-            _ => panic!("{}: no line with {words:?} came; seen: {seen:#?}", self.name),
+            Ok(None) => {
+                let mut words = String::new();
+                if let Some(mut stderr) = self.child.stderr.take() {
+                    let _ = stderr.read_to_string(&mut words).await;
+                }
+                panic!("{} ended without a line with {words_wanted:?}; seen: {seen:#?}; it said: {words}", self.name)
+            }
+            Err(_) => panic!("{}: no line with {words_wanted:?} came in 30 s; seen: {seen:#?}", self.name),
         }
     }
 
