@@ -247,7 +247,7 @@ impl Client {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
         match tokio::time::timeout(self.stall, self.http.request(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(source)) => Err(RegistryError::Connect { host: host(), source: source.into() }),
+            Ok(Err(error)) => Err(RegistryError::connect(host(), &error)),
             Err(_) => Err(RegistryError::Silent { url: shown(url), ms: self.stall_ms() }),
         }
     }

@@ -12,14 +12,15 @@ pub enum RegistryError {
     Authority(String),
     /// Nobody answers.
     #[error(
-        "cannot reach {host}\n  hint: is the name right, is the registry up? A registry without TLS must be named as insecure"
+        "cannot reach the registry {host}: {why}\n  hint: is the name right, is the registry up? One without TLS must be named as insecure; an image that is only a file comes in with `coracle image import FILE`"
     )]
     Connect {
         /// Host and port.
         host: String,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// The innermost reason; those around it only say "client error".
+        why: String,
+        /// There is no such name: asking again at once is of no use.
+        unknown: bool,
     },
     /// No byte came for too long.
     #[error("{url} was silent for {ms} ms")]
@@ -114,9 +115,42 @@ impl RegistryError {
     /// Whether asking again may help.
     pub(crate) fn passes(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Silent { .. } | Self::Cut { .. } => true,
+            // A host nobody knows will not be known a second later; the next pod worker's attempt is soon enough.
+            Self::Connect { unknown, .. } => !unknown,
+            Self::Silent { .. } | Self::Cut { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
             _ => false,
         }
+    }
+}
+
+impl RegistryError {
+    /// From what the HTTP client says about a connection that did not come about, or broke before the answer.
+    pub(crate) fn connect(host: String, error: &(dyn std::error::Error + 'static)) -> Self {
+        let links = || std::iter::successors(Some(error), |error| error.source());
+        let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let unknown = links().filter_map(|error| error.downcast_ref()).any(not_found);
+        let why = links().last().map(ToString::to_string).unwrap_or_default();
+        Self::Connect { host, why, unknown }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn only_what_may_change_is_tried_again() {
+        let connect = |kind: ErrorKind| {
+            let inner = Some(Error::from(kind).into());
+            let outer = RegistryError::Cut { url: String::new(), got: 0, expected: 0, source: inner };
+            RegistryError::connect("a.b".into(), &outer)
+        };
+        assert!(connect(ErrorKind::ConnectionRefused).passes());
+        assert!(!connect(ErrorKind::NotFound).passes());
+        assert!(connect(ErrorKind::ConnectionRefused).to_string().contains("a.b: connection refused"));
+        let status = |status| RegistryError::Status { url: String::new(), status, said: String::new() };
+        assert!(status(429).passes() && status(503).passes() && !status(400).passes() && !status(501).passes());
     }
 }
