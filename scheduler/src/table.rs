@@ -18,6 +18,35 @@ struct TaintClass {
     taints: Vec<Taint>,
 }
 
+/// What stays free of a node, in thousandths of it, and how many thousandths a unit is. The arithmetic of floating point is
+/// the same on every machine (IEEE 754), so plans are too.
+#[derive(Debug, Clone, Copy)]
+struct Shares {
+    cpu_free: f64,
+    memory_free: f64,
+    pods_free: f64,
+    cpu_unit: f64,
+    memory_unit: f64,
+    pods_unit: f64,
+}
+
+impl Shares {
+    fn of(room: Amounts, used: Amounts) -> Self {
+        let unit = |whole: u64| if whole == 0 { 0.0 } else { 1000.0 / whole as f64 };
+        // A node that sets no limit is judged as one of a thousand pods.
+        let pods = if room.pods == u64::MAX { 1000 } else { room.pods };
+        let (cpu_unit, memory_unit, pods_unit) = (unit(room.cpu_milli), unit(room.memory_bytes), unit(pods));
+        Self {
+            cpu_free: room.cpu_milli.saturating_sub(used.cpu_milli) as f64 * cpu_unit,
+            memory_free: room.memory_bytes.saturating_sub(used.memory_bytes) as f64 * memory_unit,
+            pods_free: pods.saturating_sub(used.pods) as f64 * pods_unit,
+            cpu_unit,
+            memory_unit,
+            pods_unit,
+        }
+    }
+}
+
 /// What one group of pods thinks of each class of taints.
 #[derive(Debug, Clone, Copy)]
 struct Opinion {
@@ -35,11 +64,8 @@ pub(crate) struct Table<'a> {
     free_memory: Vec<u64>,
     free_ephemeral: Vec<u64>,
     free_pods: Vec<u64>,
-    /// Thousandths of a node per unit: a multiplication is several times cheaper than a division.
-    cpu_share: Vec<f64>,
-    memory_share: Vec<f64>,
-    /// Of pods; 0 where a node sets no limit.
-    pods_share: Vec<f64>,
+    /// For the score the same in thousandths of the node; a multiplication is several times cheaper than a division.
+    shares: Vec<Shares>,
     /// A node's place in the order of names, counted from the end: the larger wins a tie.
     place: Vec<u64>,
     class: Vec<u32>,
@@ -50,9 +76,17 @@ pub(crate) struct Table<'a> {
     owners: HashMap<Arc<str>, HashMap<usize, u32>>,
 }
 
+/// Amounts as the score reads them.
+struct Asked {
+    cpu: f64,
+    memory: f64,
+    pods: f64,
+}
+
 /// One group of pods that ask the same, against all nodes.
 pub(crate) struct Group<'a> {
     request: &'a PodRequest,
+    asked: Asked,
     opinions: Vec<Opinion>,
     matching: Vec<Vec<bool>>,
     replicas: HashMap<usize, u32>,
@@ -89,9 +123,7 @@ impl<'a> Table<'a> {
             free_memory: free.iter().map(|free| free.memory_bytes).collect(),
             free_ephemeral: free.iter().map(|free| free.ephemeral_bytes).collect(),
             free_pods: free.iter().map(|free| free.pods).collect(),
-            cpu_share: nodes.iter().map(|node| share(node.allocatable.cpu_milli)).collect(),
-            memory_share: nodes.iter().map(|node| share(node.allocatable.memory_bytes)).collect(),
-            pods_share: nodes.iter().map(|node| share(node.allocatable.pods)).collect(),
+            shares: nodes.iter().map(|node| Shares::of(node.allocatable, node.used)).collect(),
             place,
             class,
             classes,
@@ -132,7 +164,9 @@ impl<'a> Table<'a> {
             })
             .collect();
         let replicas = request.owner.as_ref().and_then(|owner| self.owners.get(owner)).cloned().unwrap_or_default();
-        Group { request, opinions, matching, replicas }
+        let asked = &request.amounts;
+        let asked = Asked { cpu: asked.cpu_milli as f64, memory: asked.memory_bytes as f64, pods: asked.pods as f64 };
+        Group { request, asked, opinions, matching, replicas }
     }
 
     /// How good a node is for a pod of the group; larger is better, 0 means it does not fit. From the highest bits: few
@@ -156,22 +190,19 @@ impl<'a> Table<'a> {
         let avoided = 255 - opinion.avoided.min(254);
         (avoided << (REPLICA_BITS + SCORE_BITS + PLACE_BITS))
             | ((most - u64::from(replicas).min(most)) << (SCORE_BITS + PLACE_BITS))
-            | (self.score(asked, index) << PLACE_BITS)
+            | (self.score(&group.asked, index) << PLACE_BITS)
             | self.place[index]
     }
 
     /// 0 to 4,000: thousandths of cpu, memory and pods that stay free, and how evenly cpu and memory are used.
-    fn score(&self, asked: &Amounts, index: usize) -> u64 {
-        let cpu = thousandths(self.free_cpu[index] - asked.cpu_milli, self.cpu_share[index]);
-        let memory = thousandths(self.free_memory[index] - asked.memory_bytes, self.memory_share[index]);
-        let left = self.free_pods[index] - asked.pods;
-        // A node that sets no limit is judged by how many pods it has.
-        let pods = if self.pods_share[index] == 0.0 {
-            1000 - (u64::MAX - left).min(1000)
-        } else {
-            thousandths(left, self.pods_share[index])
-        };
-        cpu + memory + pods + (1000 - cpu.abs_diff(memory))
+    fn score(&self, asked: &Asked, index: usize) -> u64 {
+        let shares = &self.shares[index];
+        let cpu = shares.cpu_free - asked.cpu * shares.cpu_unit;
+        let memory = shares.memory_free - asked.memory * shares.memory_unit;
+        let pods = shares.pods_free - asked.pods * shares.pods_unit;
+        let score = cpu + memory + pods + 1000.0 - (cpu - memory).abs();
+        // Through i32, which is one instruction; the bounds hold whatever rounding does.
+        (score as i32).clamp(0, 4_095) as u64
     }
 
     /// Puts a pod of the group on a node.
@@ -181,21 +212,14 @@ impl<'a> Table<'a> {
         self.free_memory[index] -= asked.memory_bytes;
         self.free_ephemeral[index] -= asked.ephemeral_bytes;
         self.free_pods[index] -= asked.pods;
+        // From whole numbers, so that rounding does not add up.
+        let room = self.nodes[index].allocatable;
+        self.shares[index] = Shares::of(room, room.minus(self.free(index)));
         if let Some(owner) = &group.request.owner {
             *group.replicas.entry(index).or_default() += 1;
             *self.owners.entry(owner.clone()).or_default().entry(index).or_default() += 1;
         }
     }
-}
-
-/// Thousandths per unit of a whole; nothing of nothing, and nothing of what has no limit. The arithmetic of floating point
-/// is the same on every machine (IEEE 754), so plans are too.
-fn share(whole: u64) -> f64 {
-    if whole == 0 || whole == u64::MAX { 0.0 } else { 1000.0 / whole as f64 }
-}
-
-fn thousandths(part: u64, share: f64) -> u64 {
-    ((part as f64 * share) as u64).min(1000)
 }
 
 fn opinion(taints: &[Taint], request: &PodRequest) -> Opinion {

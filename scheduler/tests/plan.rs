@@ -163,12 +163,16 @@ fn reference(nodes: &[NodeState], pods: &[PodRequest]) -> (Vec<Binding>, Vec<usi
                 continue;
             }
             let replicas = asked.owner.as_ref().and_then(|owner| node.owners.get(owner)).copied().unwrap_or(0);
-            let share = |whole: u64| if whole == 0 { 0.0 } else { 1000.0 / whole as f64 };
-            let part = |left: u64, whole: u64| (left as f64 * share(whole)) as u64;
-            let cpu = part(free.cpu_milli - asked.amounts.cpu_milli, node.allocatable.cpu_milli);
-            let memory = part(free.memory_bytes - asked.amounts.memory_bytes, node.allocatable.memory_bytes);
-            let count = part(free.pods - asked.amounts.pods, node.allocatable.pods);
-            let score = cpu + memory + count + 1000 - cpu.abs_diff(memory);
+            // Thousandths of the node that stay free, and how evenly.
+            let part = |free: u64, asked: u64, whole: u64| {
+                let unit = if whole == 0 { 0.0 } else { 1000.0 / whole as f64 };
+                free as f64 * unit - asked as f64 * unit
+            };
+            let (want, room) = (asked.amounts, node.allocatable);
+            let cpu = part(free.cpu_milli, want.cpu_milli, room.cpu_milli);
+            let memory = part(free.memory_bytes, want.memory_bytes, room.memory_bytes);
+            let count = part(free.pods, want.pods, room.pods);
+            let score = (cpu + memory + count + 1000.0 - (cpu - memory).abs()) as u64;
             let key = (untolerated.len() as u64, u64::from(replicas), 4000 - score);
             let better = best.is_none_or(|(other, at)| (key, &node.name) < (other, &nodes[at].name));
             if better {
