@@ -58,11 +58,21 @@ impl Object {
         Self { key, uid, revision, json, tree: OnceLock::new() }
     }
 
-    /// About how many bytes of memory it holds; a parsed tree is five to seven times its text (measured in `tests`).
+    /// About how many bytes of memory it holds; a parsed tree is about eleven times its text (`tests/memory.rs`).
     #[must_use]
     pub fn weight(&self) -> usize {
-        let tree = if self.tree.get().is_some() { 6 * self.json.len() } else { 0 };
-        size_of::<Self>() + 100 + self.json.len() + tree
+        let tree = if self.tree.get().is_some() { 11 * self.json.len() } else { 0 };
+        self.bare_weight() + tree
+    }
+
+    /// The same without the tree.
+    pub(crate) fn bare_weight(&self) -> usize {
+        size_of::<Self>() + 200 + self.json.len()
+    }
+
+    /// The same object, sharing its bytes, with no tree kept yet.
+    pub(crate) fn bare(&self) -> Self {
+        Self::new(self.key.clone(), self.uid.clone(), self.revision, self.json.clone())
     }
 
     /// An object from its tree, which carries the same uid and revision.
