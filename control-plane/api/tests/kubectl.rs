@@ -585,3 +585,22 @@ async fn typed_requests_give_the_same_objects_in_every_version() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_yet_is_said() {
+    with_each(async |world, kubectl| {
+        world.cluster.put(pod("web-1", "n1"));
+        for (args, words) in [
+            (&["exec", "web-1", "--", "ls"][..], "pods/exec is not supported yet"),
+            (&["attach", "web-1"], "pods/attach is not supported yet"),
+            (&["port-forward", "web-1", "0:80"], "pods/portforward is not supported yet"),
+            (&["create", "job", "j", "--image=x"], ""),
+            (&["get", "ingresses"], "the server doesn't have a resource type"),
+            (&["top", "pods"], "Metrics API not available"),
+        ] {
+            let said = kubectl.run(args).await;
+            assert!(!said.ok && said.err.contains(words), "{} {args:?}: {}", kubectl.name, said.all());
+        }
+    })
+    .await;
+}
