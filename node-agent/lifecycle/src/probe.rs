@@ -46,6 +46,8 @@ pub struct ProbeState {
     pub last_at: Millis,
 }
 
+/// From a container's start to the first liveness try, where the user asked for no delay.
+const FIRST_LIVENESS_MS: Millis = 1000;
 /// The first wait between early readiness tries.
 const EARLY_MS: Millis = 100;
 
@@ -55,7 +57,10 @@ impl ProbeState {
     #[must_use]
     pub fn due(&self, kind: ProbeKind, probe: &Probe, started_at: Millis, gate_at: Millis) -> Millis {
         if self.tries == 0 {
-            return (started_at + probe.initial_delay_ms).max(gate_at);
+            // A container that has just begun is not yet worth killing: the first liveness try gives it a moment, where
+            // upstream's fails at once and counts.
+            let moment = if kind == ProbeKind::Liveness { probe.period_ms.min(FIRST_LIVENESS_MS) } else { 0 };
+            return (started_at + probe.initial_delay_ms.max(moment)).max(gate_at);
         }
         self.last_at + self.wait(kind, probe)
     }

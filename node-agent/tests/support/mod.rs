@@ -352,6 +352,38 @@ pub struct Lab {
     pub drain: Drain,
     pub agent: AgentHandle,
     pub name: String,
+    sweep: Sweep,
+}
+
+/// What a failed test would leave behind: everything runs in cgroups of the lab's name.
+struct Sweep(String);
+
+impl Drop for Sweep {
+    fn drop(&mut self) {
+        // Several times: a parent goes when its children have gone.
+        for _ in 0..50 {
+            let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+            let left = roots.map(|root| root.path().join(&self.0)).filter(|path| path.exists() && !sweep(path)).count();
+            if left == 0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20)); // poll
+        }
+    }
+}
+
+/// Kills what is in a cgroup and below, and removes it. `true` when it is gone.
+fn sweep(dir: &Path) -> bool {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        sweep(&entry.path());
+    }
+    for pid in std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+        if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    let _ = std::fs::remove_dir(dir);
+    !dir.exists()
 }
 
 /// Runs a test in a network namespace of its own; `None` when the machine cannot.
@@ -416,18 +448,18 @@ impl Lab {
         let drain = Drain::new();
         let agent = Agent::start(config(&name, dir.path(), &pki, address), drain.watch()).await.unwrap();
         import_busybox(agent.images(), dir.path()).await;
-        Self { dir, pki, server, server_end, address, drain, agent, name }
+        Self { dir, pki, server, server_end, address, drain, agent, sweep: Sweep(name.clone()), name }
     }
 
     /// Ends the agent as a stop of the process would, `meanwhile`, and starts another.
     pub async fn restart(self, meanwhile: impl AsyncFnOnce(&TestServer)) -> Self {
-        let Self { dir, pki, server, server_end, address, drain, agent, name } = self;
+        let Self { dir, pki, server, server_end, address, drain, agent, name, sweep } = self;
         drop(agent);
         drain.finish(Duration::from_secs(10)).await;
         meanwhile(&server).await;
         let drain = Drain::new();
         let agent = Agent::start(config(&name, dir.path(), &pki, address), drain.watch()).await.unwrap();
-        Self { dir, pki, server, server_end, address, drain, agent, name }
+        Self { dir, pki, server, server_end, address, drain, agent, name, sweep }
     }
 
     /// Takes everything down and looks for what is left.
