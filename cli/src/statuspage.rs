@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use coracle_control_plane::server::ServerHandle;
 use coracle_daemon::DrainWatch;
-use coracle_node_agent::AgentHandle;
+use coracle_dashboard::{Cluster, Server, Snapshot, Source, Trees};
+use serde_json::Value;
 
 use crate::config::Settings;
 use crate::failure::Failure;
@@ -14,36 +15,92 @@ use crate::failure::Failure;
 ///
 /// # Errors
 /// The port is taken.
-pub async fn start(
-    settings: &Settings,
-    server: &ServerHandle,
-    _agent: &AgentHandle,
-    drain: DrainWatch,
-) -> Result<(), Failure> {
-    let _ = (settings, server, drain);
-    let _: Arc<()> = Arc::default();
+pub async fn start(settings: &Settings, server: &ServerHandle, drain: DrainWatch) -> Result<(), Failure> {
+    let source = Arc::new(Memory { settings: settings.clone(), server: server.clone() });
+    coracle_dashboard::serve(settings.status_listen, source, drain)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     Ok(())
 }
 
+/// What this server's memory holds, as the pages show it.
+struct Memory {
+    settings: Settings,
+    server: ServerHandle,
+}
+
+impl Source for Memory {
+    fn snapshot(&self) -> Snapshot {
+        let view = self.server.memory.view();
+        let of = |resource: &'static str| -> Vec<Arc<Value>> {
+            view.list(resource, None).map(|object| object.tree().clone()).collect()
+        };
+        let trees = [
+            of("nodes"),
+            of("deployments.apps"),
+            of("pods"),
+            of("services"),
+            of("endpointslices.discovery.k8s.io"),
+            of("events"),
+        ];
+        let [nodes, deployments, pods, services, slices, events] =
+            trees.each_ref().map(|list| list.iter().map(|tree| &**tree).collect::<Vec<&Value>>());
+        let trees = Trees {
+            nodes: &nodes,
+            deployments: &deployments,
+            pods: &pods,
+            services: &services,
+            slices: &slices,
+            events: &events,
+        };
+        let snapshot = Snapshot {
+            cluster: Cluster {
+                name: "coracle".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                this_node: self.settings.node_name.clone(),
+                api: format!("https://{}", self.server.api_address),
+                revision: view.revision(),
+            },
+            servers: vec![Server {
+                name: self.settings.node_name.clone(),
+                address: self.server.peer_address.to_string(),
+                leader: true,
+                reachable: true,
+            }],
+            ..Snapshot::default()
+        };
+        snapshot.with(trees)
+    }
+
+    fn changes(&self) -> tokio::sync::watch::Receiver<coracle_base::Generation> {
+        self.server.memory.changes()
+    }
+
+    fn metrics(&self) -> String {
+        metrics(&self.server)
+    }
+}
+
 /// Everything this process counts, in the Prometheus text format.
-#[must_use]
-pub fn metrics(server: &ServerHandle) -> String {
+fn metrics(server: &ServerHandle) -> String {
     let mut text = String::new();
     let used = coracle_daemon::metrics::process_use();
-    let mut gauge = |name: &str, value: f64| {
-        let _ = writeln!(text, "# TYPE {name} gauge\n{name} {value}");
+    let view = server.memory.view();
+    let mut sample = |name: &str, kind: &str, value: f64| {
+        let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
     };
     #[allow(clippy::cast_precision_loss)]
     {
-        gauge("process_resident_memory_bytes", used.rss_bytes as f64);
-        gauge("process_cpu_seconds_total", used.cpu_seconds);
-        gauge("process_threads", used.threads as f64);
-        gauge("process_open_fds", used.open_fds as f64);
-        gauge("coracle_store_objects", server.memory.view().len() as f64);
-        gauge("coracle_store_revision", server.memory.view().revision() as f64);
+        sample("process_resident_memory_bytes", "gauge", used.rss_bytes as f64);
+        sample("process_cpu_seconds_total", "counter", used.cpu_seconds);
+        sample("process_threads", "gauge", used.threads as f64);
+        sample("process_open_fds", "gauge", used.open_fds as f64);
+        sample("coracle_store_objects", "gauge", view.len() as f64);
+        sample("coracle_store_revision", "counter", view.revision() as f64);
     }
     for (name, value) in server.log_metrics() {
-        gauge(&format!("coracle_log_{name}"), value);
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        sample(&format!("coracle_log_{name}"), kind, value);
     }
     let _ = writeln!(text, "# TYPE coracle_api_requests_total counter");
     for (verb, resource, code, requests, _) in server.api_metrics.snapshot() {

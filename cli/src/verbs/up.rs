@@ -233,6 +233,6 @@ async fn start(settings: &Settings, up: &Up, drain: &Drain) -> Result<(ServerHan
         dns_upstreams: Vec::new(),
     };
     let agent = Agent::start(agent, drain.watch()).await.map_err(|error| Failure::from_error(&error))?;
-    statuspage::start(settings, &server, &agent, drain.watch()).await?;
+    statuspage::start(settings, &server, drain.watch()).await?;
     Ok((server, agent))
 }
