@@ -261,7 +261,14 @@ impl ImageStore {
             if policy == PullPolicy::Always && reference.digest().is_none() && !named.imported {
                 return Ok(None);
             }
-            store.load(&reference, &named.manifest).map(Some)
+            match store.load(&reference, &named.manifest) {
+                // The registry has it whole; for an imported image there is nobody to ask.
+                Err(error) if policy != PullPolicy::Never && !named.imported => {
+                    tracing::warn!(image = %reference, error = %coracle_base::one_line(&error), "a local image is damaged and is pulled again");
+                    Ok(None)
+                }
+                other => other.map(Some),
+            }
         })
         .await
     }
@@ -425,10 +432,11 @@ impl ImageStore {
         self.publish(&ingest, &LayerFacts::default(), &target)
     }
 
-    /// Writes a document unless it is there.
+    /// Writes a document unless it is there and whole.
     fn add_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), ImageError> {
         let path = self.blob_path(digest);
-        if path.exists() {
+        // Compared, not only looked for: a disk that has damaged it once gets it again.
+        if std::fs::read(&path).is_ok_and(|there| there == bytes) {
             return Ok(());
         }
         write_whole(&path, bytes).map_err(ImageError::disk("write", &path))

@@ -84,6 +84,21 @@ async fn an_image_is_pulled_and_asked_about_only_when_it_must_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_local_image_is_pulled_again() {
+    let Some(lab) = Lab::new() else { return };
+    let registry = lab.registry(|_, _| None).await;
+    let name = registry.name("app:1");
+    let image = lab.store.ensure(&name, PullPolicy::IfNotPresent).await.unwrap();
+    let manifest = lab.store.dir().join("blobs/sha256").join(image.digest.hex());
+    std::fs::write(&manifest, "{").unwrap();
+    assert!(matches!(lab.store.find(&name).unwrap_err(), ImageError::Corrupt { .. }));
+    std::fs::remove_dir_all(image.layers[0].parent().unwrap()).unwrap();
+    let image = lab.store.ensure(&name, PullPolicy::IfNotPresent).await.unwrap();
+    assert!(image.layers[0].join("data/noise").exists());
+    assert_eq!(lab.store.find(&name).unwrap().unwrap().digest, image.digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_pods_share_one_pull() {
     let Some(lab) = Lab::new() else { return };
     let registry = lab.registry(|_, _| None).await;

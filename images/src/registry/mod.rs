@@ -87,7 +87,9 @@ impl Puller<'_> {
         let digest =
             response.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
         let same = digest.is_some_and(|digest| record.index.as_ref().unwrap_or(&record.digest) == &digest);
-        Ok(same.then_some(record))
+        // The same name for contents that are damaged here is no reason to be content.
+        let whole = same && self.store.find(self.reference).is_ok_and(|image| image.is_some());
+        Ok(whole.then_some(record))
     }
 
     /// From the name to a manifest for this platform and its configuration.
