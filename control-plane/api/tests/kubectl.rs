@@ -158,16 +158,21 @@ async fn mistakes_are_named_with_a_hint() {
             .feed(&["apply", "-f", "-"], &WEB.replace("matchLabels: {app: web}", "matchLabels: {app: wab}"))
             .await;
         assert!(!said.ok && said.err.contains("is invalid"), "{}", said.err);
-        let said = kubectl
-            .feed(&["apply", "--validate=ignore", "-f", "-"], &typos.replace("containerport", "containerPort"))
-            .await;
-        assert!(said.ok, "{}", said.err);
-        let web = world.cluster.tree("deployments.apps", "default", "web").unwrap();
-        assert!(web["spec"].get("replcias").is_none() && web["spec"]["replicas"] == 1);
-        let said =
-            kubectl.feed(&["apply", "--validate=warn", "-f", "-"], &WEB.replace("replicas: 2", "replcias: 3")).await;
-        assert!(said.ok && said.err.contains("Warning:") && said.err.contains("spec.replcias"), "{}", said.all());
-
+        // Older ones know `--validate` as a yes or no.
+        if kubectl.minor < 25 {
+            kubectl.ok_with(&["apply", "-f", "-"], WEB).await;
+        } else {
+            let said = kubectl
+                .feed(&["apply", "--validate=ignore", "-f", "-"], &typos.replace("containerport", "containerPort"))
+                .await;
+            assert!(said.ok, "{}", said.err);
+            let web = world.cluster.tree("deployments.apps", "default", "web").unwrap();
+            assert!(web["spec"].get("replcias").is_none() && web["spec"]["replicas"] == 1);
+            let said = kubectl
+                .feed(&["apply", "--validate=warn", "-f", "-"], &WEB.replace("replicas: 2", "replcias: 3"))
+                .await;
+            assert!(said.ok && said.err.contains("Warning:") && said.err.contains("spec.replcias"), "{}", said.all());
+        }
         let said = kubectl.run(&["get", "deploy", "none"]).await;
         assert!(said.err.contains("Error from server (NotFound): deployments.apps \"none\" not found"), "{}", said.err);
         let said = kubectl.feed(&["create", "-n", "nowhere", "-f", "-"], CONFIG).await;
@@ -246,9 +251,12 @@ async fn everything_is_listed_in_columns() {
         assert!(said.contains("deployments") && said.contains("apps/v1") && said.contains("endpointslices"), "{said}");
         assert!(kubectl.ok(&["api-versions"]).await.contains("apps/v1"));
         assert!(kubectl.ok(&["version"]).await.contains("v1.31"));
+        // Older ones explain from version 2 of OpenAPI, where we have no schemas.
+        if kubectl.minor >= 27 {
         let said = kubectl.ok(&["explain", "deployment.spec"]).await;
         assert!(said.contains("replicas") && said.contains("integer") && said.contains("template"), "{said}");
         assert!(kubectl.ok(&["explain", "pods.spec.containers", "--recursive"]).await.contains("configMapKeyRef"));
+        }
     })
     .await;
 }
@@ -484,9 +492,10 @@ async fn nodes_are_cordoned_and_drained() {
         assert_eq!(world.cluster.tree("nodes", "", "n1").unwrap()["spec"]["taints"][0]["effect"], "NoSchedule");
         assert_eq!(kubectl.ok(&["auth", "can-i", "create", "pods"]).await.trim(), "yes");
         assert!(kubectl.ok(&["auth", "can-i", "--list"]).await.contains("*.*"));
-        let said = kubectl.run(&["auth", "whoami"]).await;
         // 1.27 asks for a version that was an alpha then.
-        assert!(said.out.contains("kubernetes-admin") || kubectl.name.ends_with(".1.27"), "{}", said.all());
+        if kubectl.minor > 27 {
+            assert!(kubectl.ok(&["auth", "whoami"]).await.contains("kubernetes-admin"));
+        }
         let refused = kubectl.run(&["get", "pods", "--as=somebody"]).await;
         assert!(
             refused.err.contains("(Forbidden): pods is forbidden: User \"somebody\" cannot list it"),

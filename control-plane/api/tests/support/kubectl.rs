@@ -15,6 +15,8 @@ use super::World;
 /// A kubectl of some version with a home and a kubeconfig of its own.
 pub struct Kubectl {
     pub name: String,
+    /// 31 of 1.31.
+    pub minor: u32,
     binary: PathBuf,
     home: tempfile::TempDir,
 }
@@ -62,6 +64,15 @@ pub fn binaries() -> Vec<(String, PathBuf)> {
     found.into_iter().collect()
 }
 
+/// What a binary says its version is; 0 when it says nothing readable.
+fn minor(binary: &Path) -> u32 {
+    let said = std::process::Command::new(binary).args(["version", "--client", "-o", "json"]).output();
+    let json: serde_json::Value =
+        said.ok().and_then(|said| serde_json::from_slice(&said.stdout).ok()).unwrap_or_default();
+    let minor = json["clientVersion"]["minor"].as_str().unwrap_or_default();
+    minor.trim_end_matches('+').parse().unwrap_or(0)
+}
+
 impl Kubectl {
     /// A kubectl that talks to this world as its administrator.
     pub fn new(world: &World, name: &str, binary: &Path) -> Self {
@@ -80,7 +91,7 @@ impl Kubectl {
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
         });
         std::fs::write(home.path().join("config"), config.to_string()).unwrap();
-        Self { name: name.to_owned(), binary: binary.to_owned(), home }
+        Self { name: name.to_owned(), minor: minor(binary), binary: binary.to_owned(), home }
     }
 
     fn command(&self, args: &[&str]) -> Command {
