@@ -65,11 +65,27 @@ async fn measure(raft: &Raft, clients: usize) -> Result<(), Box<dyn std::error::
     Ok(())
 }
 
+// Processor time of this process, in ticks of 10 ms.
+fn ticks() -> Result<u64, Box<dyn std::error::Error>> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    fields.map(|field| field.parse::<u64>().map_err(Into::into)).sum()
+}
+
+async fn idle(raft: &Raft) -> Result<(), Box<dyn std::error::Error>> {
+    let (ticks_before, frames) = (ticks()?, raft.metrics().frames);
+    tokio::time::sleep(RUN).await;
+    let cpu_ms = (ticks()? - ticks_before) * 10;
+    println!("{}", json!({"idle_seconds": RUN.as_secs(), "cpu_ms": cpu_ms, "frames": raft.metrics().frames - frames}));
+    Ok(())
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::args().nth(1).map_or_else(std::env::temp_dir, Into::into);
     let dir = dir.join(format!("coracle-write-bench-{}", std::process::id()));
     let raft = Raft::open(RaftConfig::new(&dir)).await?;
+    idle(&raft).await?;
     for clients in [1, 64] {
         measure(&raft, clients).await?;
     }

@@ -5,7 +5,7 @@ mod network;
 mod storage;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use coracle_store::codec::{self, CodecError};
@@ -35,27 +35,26 @@ pub(crate) type CommittedLeader = LeaderId<u64, u64>;
 pub(crate) type EngineLogId = LogId<CommittedLeader>;
 pub(crate) type EngineMembers = StoredMembership<CommittedLeader, u64, Member>;
 
-/// The commands of one entry, in the store's encoding; decoded at most once.
+/// The commands of one entry, in the store's encoding. A proposer leaves them decoded as well, for the one that applies them
+/// first: the log keeps entries for a while, and trees weigh ten times their bytes.
 #[derive(Clone)]
 pub(crate) struct Batch {
     pub bytes: Bytes,
-    decoded: OnceLock<Arc<[Transaction]>>,
+    decoded: Arc<Mutex<Option<Vec<Transaction>>>>,
 }
 
 impl Batch {
     pub fn of(transactions: Vec<Transaction>, bytes: Vec<u8>) -> Self {
-        Self { bytes: bytes.into(), decoded: OnceLock::from(Arc::from(transactions)) }
+        Self { bytes: bytes.into(), decoded: Arc::new(Mutex::new(Some(transactions))) }
     }
 
     pub fn read(bytes: Bytes) -> Self {
-        Self { bytes, decoded: OnceLock::new() }
+        Self { bytes, decoded: Arc::default() }
     }
 
-    pub fn transactions(&self) -> Result<Arc<[Transaction]>, CodecError> {
-        if let Some(decoded) = self.decoded.get() {
-            return Ok(decoded.clone());
-        }
-        Ok(Arc::from(codec::decode(&self.bytes)?))
+    pub fn transactions(&self) -> Result<Vec<Transaction>, CodecError> {
+        let decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner).take();
+        decoded.map_or_else(|| codec::decode(&self.bytes), Ok)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::members::Members;
 use crate::wal::{Ballot, Entry, Index, Payload, Position, Record, Writer};
 
 /// Entries kept in memory after they are durable, in bytes: what is applied next, and what followers ask for.
-const RECENT_BYTES: usize = 8 << 20;
+const RECENT_BYTES: usize = 2 << 20;
 
 /// The log as the library sees it.
 #[derive(Debug, Clone)]
