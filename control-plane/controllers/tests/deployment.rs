@@ -2,7 +2,7 @@
 
 mod world;
 
-use coracle_manifests::view::{condition, int, is_deleting, list, text};
+use coracle_manifests::view::{condition, int, is_deleting, is_true, list, text};
 use serde_json::{Value, json};
 use world::{World, deployment, image};
 
@@ -245,4 +245,24 @@ fn a_replica_set_without_owner_is_adopted_with_its_pods() {
     assert_eq!(world.list("replicasets.apps").len(), 1);
     assert_eq!(world.list("pods").iter().map(|pod| pod.uid.clone()).collect::<Vec<_>>(), pods);
     assert_eq!(list(&world.tree("replicasets.apps", &set)["metadata"]["ownerReferences"]).len(), 1);
+}
+
+#[test]
+fn broken_old_replicas_go_first_but_no_more_than_the_new_ones_leave_room_for() {
+    let mut world = World::with_nodes(&["a"]);
+    let mut value = deployment("web", 4);
+    value["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}});
+    world.create(value);
+    world.run_to_rest();
+    for pod in world.list("pods").iter().take(2) {
+        world.report(pod, false);
+    }
+    world.edit("deployments.apps", "web", image("2"));
+    world.settle();
+    // The new ones are not available yet: with both broken ones gone there would be five pods to wait for, two of them good.
+    assert_eq!(sizes(&world), [owned("1", 3), owned("2", 2)]);
+    let good = world.list("pods").iter().filter(|pod| !is_deleting(pod.tree()) && is_true(pod.tree(), "Ready")).count();
+    assert_eq!(good, 2, "none of the good ones went");
+    world.run_to_rest();
+    assert_eq!(sizes(&world), [owned("1", 0), owned("2", 4)]);
 }
