@@ -221,6 +221,7 @@ fn sources(problems: &mut Vec<String>) {
                 problems.push(format!("{shown}:{number}: every channel has a bound, and a reason for it"));
             }
             if in_tests
+                && !shown.contains("/examples/")
                 && (code.contains("thread::sleep(") || code.contains("time::sleep("))
                 && !source.lines().nth(number - 1).is_some_and(|line| line.contains("// poll"))
             {
