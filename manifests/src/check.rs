@@ -451,7 +451,7 @@ mod tests {
             (r#"{"preemptionPolicy": "Never"}"#, "~"),
             (r#"{"schedulerName": "mine"}"#, "!"),
             (r#"{"imagePullSecrets": [{"name": "x"}]}"#, "!"),
-            (r#"{"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}"#, "!"),
+            (r#"{"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}"#, "-"),
             (r#"{"securityContext": {"seccompProfile": {"type": "Unconfined"}}}"#, "-"),
             (r#"{"securityContext": {"seLinuxOptions": {"level": "s0"}}}"#, "!"),
             (r#"{"securityContext": {"supplementalGroupsPolicy": "Merge", "fsGroupChangePolicy": "Always"}}"#, "-"),
