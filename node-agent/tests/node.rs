@@ -332,8 +332,14 @@ fn fifty_pods_come_and_go_and_leave_nothing() {
             let mut status = lab.agent.status();
             status.wait_for(|status| status.pods.is_empty()).await.unwrap();
             // The first round may open what stays open.
-            let open = descriptors();
-            assert!(before.is_none_or(|before| open <= before + 3), "{before:?} -> {open} descriptors");
+            // Other tests of this process run beside: theirs come and go, ours would stay.
+            let patience = Instant::now() + Duration::from_secs(30);
+            let mut open = descriptors();
+            while before.is_some_and(|before| open > before + 3) {
+                assert!(Instant::now() < patience, "{before:?} -> {open} descriptors");
+                tokio::time::sleep(Duration::from_millis(20)).await; // poll
+                open = descriptors();
+            }
             before = Some(open);
         }
         lab.end().await;

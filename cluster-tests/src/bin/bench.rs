@@ -68,6 +68,10 @@ fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
+/// Lines of the runtime's bench.
+const SPEC_TO_EXEC: &str = "start -> program executed";
+const START_TO_EXIT: &str = "start -> exit heard";
+
 /// Start of a container: our runtime's own bench, then crun and runc with a bundle of the same content.
 fn container_start() -> Vec<Figure> {
     let example = programs().join("examples/start_bench");
@@ -77,20 +81,14 @@ fn container_start() -> Vec<Figure> {
         Ok(output) => format!("failed: {}", String::from_utf8_lossy(&output.stderr).trim()),
         Err(error) => format!("not built ({error})"),
     };
-    let number = |name: &str| {
-        ours.lines().find_map(|line| {
-            line.trim()
-                .strip_prefix(name)?
-                .trim()
-                .trim_start_matches('=')
-                .split_whitespace()
-                .next()?
-                .parse::<f64>()
-                .ok()
-        })
+    // `WHAT   min N us   p50 N us   p99 N us`
+    let number = |what: &str, field: &str| {
+        let line = ours.lines().find(|line| line.starts_with(what))?;
+        let micros: f64 = line.split_once(&format!(" {field} "))?.1.split_whitespace().next()?.parse().ok()?;
+        Some(micros / 1000.0)
     };
-    let (p50, p99) = (number("plan_to_exec_p50_ms"), number("plan_to_exec_p99_ms"));
-    let whole = number("start_to_exit_p50_ms");
+    let (p50, p99) = (number(SPEC_TO_EXEC, "p50"), number(SPEC_TO_EXEC, "p99"));
+    let whole = number(START_TO_EXIT, "p50");
     let mut peers = Vec::new();
     for runtime in ["crun", "runc"] {
         if let Some(mut times) = peer_starts(runtime) {
@@ -282,26 +280,31 @@ fn podmon_private(machine: &Machine) -> f64 {
     sum / count
 }
 
-/// Committed writes a second, from the log's own bench.
+/// Committed writes a second, from the log's own bench: a line of JSON a measurement.
 fn writes() -> Vec<Figure> {
-    let mut figures = Vec::new();
-    for clients in ["1", "64"] {
-        let output = Command::new(programs().join("examples/write_bench")).arg(clients).output();
-        let ours = match output {
-            Ok(output) if output.status.success() => {
-                String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().trim().to_owned()
-            }
-            Ok(output) => format!("failed: {}", String::from_utf8_lossy(&output.stderr).trim()),
-            Err(error) => format!("not built ({error})"),
-        };
-        let what = if clients == "1" {
-            "committed writes a second, 1 client"
-        } else {
-            "committed writes a second, 64 clients"
-        };
-        figures.push(say(Figure { what, promise: "-", peer: "-".to_owned(), ours, kept: None }));
-    }
-    figures
+    let output = Command::new(programs().join("examples/write_bench")).output();
+    let said = match output {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => {
+            println!("write_bench: {error}");
+            String::new()
+        }
+    };
+    let lines: Vec<serde_json::Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    [(1, "committed writes a second, 1 client"), (64, "committed writes a second, 64 clients")]
+        .into_iter()
+        .map(|(clients, what)| {
+            let found =
+                lines.iter().find(|line| line["clients"] == clients).map(|line| line["writes_per_second"].to_string());
+            say(Figure {
+                what,
+                promise: "-",
+                peer: "-".to_owned(),
+                ours: found.unwrap_or_else(|| "?".to_owned()),
+                kept: None,
+            })
+        })
+        .collect()
 }
 
 fn binary() -> Figure {
