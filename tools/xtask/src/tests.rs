@@ -20,8 +20,34 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast", "--"]);
     command.args(filter).arg("--show-output");
-    let outcome = watch(&mut command)?;
+    let mut outcome = watch(&mut command)?;
+    if !outcome.success && !outcome.failures.is_empty() && outcome.failures.len() <= 3 {
+        second_look(&mut outcome)?;
+    }
     report(&outcome)
+}
+
+/// Runs the few tests that failed once more, alone. One that passes now is a flaky test, which is a bug to be found: it is
+/// named at the end, where nobody overlooks it, but does not hide whether the rest is sound.
+fn second_look(outcome: &mut Outcome) -> Result<(), String> {
+    let names: Vec<String> = outcome
+        .failures
+        .iter()
+        .filter_map(|line| line.strip_prefix("test ")?.split(' ').next().map(ToOwned::to_owned))
+        .collect();
+    println!("\n== a second look at {}", names.join(", "));
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast", "--", "--exact", "--show-output"]).args(&names);
+    let again = watch(&mut command)?;
+    let passed = u64::try_from(names.len()).unwrap_or(u64::MAX);
+    if again.success && again.passed == passed && outcome.failed == passed {
+        outcome.success = true;
+        outcome.failed = 0;
+        outcome.passed += passed;
+        outcome.failures =
+            names.iter().map(|name| format!("FLAKY: {name} failed once and passed alone: find out why")).collect();
+    }
+    Ok(())
 }
 
 #[derive(Default)]
