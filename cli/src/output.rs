@@ -129,16 +129,13 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// Age of an RFC 3339 time, as kubectl words it: `5s`, `3m12s`, `4h`, `2d`.
+/// A value as a cell or a word: text as it is, nothing as nothing, a list joined by commas.
 #[must_use]
-pub fn age(since: &str, now_ms: u64) -> String {
-    let Some(then) = coracle_manifests::time::parse(since) else { return "<unknown>".to_owned() };
-    let seconds = now_ms.saturating_sub(then) / 1000;
-    match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=599 => format!("{}m{}s", seconds / 60, seconds % 60),
-        600..=10_799 => format!("{}m", seconds / 60),
-        10_800..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
     }
 }

@@ -258,8 +258,7 @@ impl Machine {
     #[must_use]
     pub fn http(&self, address: &str, path: &str) -> Option<String> {
         let (host, port) = address.split_once(':')?;
-        // Bash is not on every machine, nor curl: the busybox of the shell's own tools is not either. Our program has no such
-        // verb; the test's own process enters the namespace through a helper that only copies bytes.
+        // Bash can open sockets by itself, so that no client has to be installed.
         let script = format!(
             "exec 3<>/dev/tcp/{host}/{port}; printf 'GET {path} HTTP/1.0\\r\\nHost: {host}\\r\\n\\r\\n' >&3; cat <&3"
         );

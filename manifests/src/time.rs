@@ -21,9 +21,48 @@ pub fn parse(text: &str) -> Option<u64> {
     u64::try_from(at.as_millisecond()).ok()
 }
 
+/// Age as upstream words it (`duration.HumanDuration`).
+#[must_use]
+pub fn age(since: &str, now_ms: u64) -> String {
+    let Some(then) = parse(since) else { return "<unknown>".to_owned() };
+    let seconds = now_ms.saturating_sub(then) / 1000;
+    let pair = |big: u64, big_unit: &str, small: u64, small_unit: &str| {
+        if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
+    };
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => pair(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => pair(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => pair(days, "d", hours % 24, "h"),
+        691_200..63_072_000 => format!("{days}d"),
+        _ => pair(days / 365, "y", days % 365, "d"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ages_are_worded_as_upstream_does() {
+        let aged = |seconds: u64| age("1970-01-01T00:00:00Z", seconds * 1000);
+        let expected = [
+            (119, "119s"),
+            (185, "3m5s"),
+            (180, "3m"),
+            (3600, "60m"),
+            (11_000, "3h3m"),
+            (172_799, "47h"),
+            (180_000, "2d2h"),
+        ];
+        for (seconds, words) in expected {
+            assert_eq!(aged(seconds), words);
+        }
+        assert_eq!(age("yesterday", 0), "<unknown>");
+    }
 
     #[test]
     fn times_read_back() {

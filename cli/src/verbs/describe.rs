@@ -2,12 +2,14 @@
 
 use clap::Args;
 use coracle_manifests::kinds::{self, Kind};
+use coracle_manifests::time::age;
+use coracle_manifests::view::list;
 use serde_json::Value;
 
 use super::get::Scope;
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::{self, age, columns};
+use crate::output::{self, columns, text};
 use crate::resource;
 
 /// Say in detail what an object is and what happened to it
@@ -378,16 +380,4 @@ fn labels(map: &Value) -> String {
 
 fn or(text: &str, otherwise: &str) -> String {
     if text.is_empty() { otherwise.to_owned() } else { text.to_owned() }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
 }

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use clap::Args;
+use coracle_manifests::time::age;
+use coracle_manifests::view::list;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
@@ -10,7 +12,7 @@ use serde_json::Value;
 
 use crate::config::Settings;
 use crate::failure::Failure;
-use crate::output::{self, age, columns};
+use crate::output::{self, columns, text};
 
 /// Show how the cluster and this node are doing
 #[derive(Debug, Args)]
@@ -123,17 +125,4 @@ fn words(answer: &Value) -> String {
         out.push_str(&format!("EVENTS\n{}", columns(&header, &rows)));
     }
     out
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
-    }
 }

@@ -1,6 +1,7 @@
 //! Printer columns: the one place that knows kinds by name, because each has columns of its own. Everything else is generic.
 
 use coracle_manifests::kinds::Kind;
+use coracle_manifests::time::age;
 use coracle_manifests::view::{int, is_deleting, list, text};
 use serde_json::{Value, json};
 
@@ -343,26 +344,6 @@ fn selector(selector: &Value) -> String {
 
 fn or_none(text: &str) -> String {
     if text.is_empty() { "<none>".to_owned() } else { text.to_owned() }
-}
-
-/// Age as upstream words it (`duration.HumanDuration`).
-pub(crate) fn age(since: &str, now_ms: u64) -> String {
-    let Some(then) = coracle_manifests::time::parse(since) else { return "<unknown>".to_owned() };
-    let seconds = now_ms.saturating_sub(then) / 1000;
-    let pair = |big: u64, big_unit: &str, small: u64, small_unit: &str| {
-        if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
-    };
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..600 => pair(minutes, "m", seconds % 60, "s"),
-        600..10_800 => format!("{minutes}m"),
-        10_800..28_800 => pair(hours, "h", minutes % 60, "m"),
-        28_800..172_800 => format!("{hours}h"),
-        172_800..691_200 => pair(days, "d", hours % 24, "h"),
-        691_200..63_072_000 => format!("{days}d"),
-        _ => pair(days / 365, "y", days % 365, "d"),
-    }
 }
 
 #[cfg(test)]

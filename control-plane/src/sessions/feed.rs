@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use coracle_manifests::view::list;
 use coracle_protocol::v1::{Feed, FromServer, Generation, Item, Ref, from_server};
 use coracle_store::{Key, Object, View};
 use serde_json::Value;
@@ -105,10 +106,6 @@ fn references(pod: &Value) -> BTreeSet<(&'static str, String)> {
         }
     }
     found
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// The feeds that turn what was sent into what is wanted: none when nothing differs.
