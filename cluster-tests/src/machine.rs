@@ -2,6 +2,7 @@
 //! Several can stand beside each other; each takes everything of its own down when it goes.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +20,8 @@ pub struct Machine {
     name: String,
     number: u32,
     options: Vec<String>,
+    data: Option<PathBuf>,
+    wrapper: Vec<String>,
 }
 
 /// What a command said.
@@ -94,7 +97,7 @@ impl Machine {
         let mut out = BufReader::new(holder.stdout.take().expect("piped"));
         out.read_line(&mut line).expect("the namespace answers");
         assert_eq!(line, "ready\n", "a network namespace cannot be made: root and iproute2 are needed");
-        Self { dir, holder, up: None, name, number, options: Vec::new() }
+        Self { dir, holder, up: None, name, number, options: Vec::new(), data: None, wrapper: Vec::new() }
     }
 
     /// More flags for `coracle up`.
@@ -104,10 +107,45 @@ impl Machine {
         self
     }
 
+    /// The data folder somewhere else: on a disk of its own.
+    #[must_use]
+    pub fn data_at(mut self, folder: &Path) -> Self {
+        self.data = Some(folder.to_path_buf());
+        self
+    }
+
+    /// From now on `coracle up` is started by this program, given with its arguments: one that takes something away first.
+    pub fn under(&mut self, wrapper: &[&str]) -> &mut Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// The folder of everything of this machine.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs some of the test in this machine's network.
+    ///
+    /// # Panics
+    /// The network cannot be entered, or `work` panics.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("a namespace");
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let network = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), network).expect("root");
+                work()
+            });
+            inside.join().expect("the work is done")
+        })
+    }
+
     /// The data folder.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data.clone().unwrap_or_else(|| self.dir.path().join("data"))
     }
 
     /// The run folder.
@@ -130,19 +168,37 @@ impl Machine {
 
     /// A command that runs on this machine.
     #[must_use]
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.holder.id())).arg("--").arg(program);
-        command.env("CORACLE_DATA_DIR", self.data()).env("KUBECONFIG", self.data().join("admin.kubeconfig"));
-        command.env("HOME", self.dir.path()).stdin(Stdio::null());
-        command
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        self.commands()(program.as_ref())
+    }
+
+    /// Makes commands that run on this machine; for threads that run beside the test.
+    #[must_use]
+    pub fn commands(&self) -> impl Fn(&Path) -> Command + Send + use<> {
+        let namespace = format!("--net=/proc/{}/ns/net", self.holder.id());
+        let (home, data) = (self.dir.path().to_owned(), self.data());
+        move |program| {
+            let mut command = Command::new("nsenter");
+            command.args([namespace.as_str(), "--"]).arg(program);
+            command.env("CORACLE_DATA_DIR", &data).env("KUBECONFIG", data.join("admin.kubeconfig"));
+            command.env("HOME", &home).stdin(Stdio::null());
+            command
+        }
     }
 
     /// Starts `coracle up` without waiting for it.
     pub fn start(&mut self) -> &mut Self {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("up.log")).expect("a log");
-        let mut command = self.command(program("coracle"));
+        let coracle = program("coracle");
+        let mut command = match self.wrapper.split_first() {
+            Some((first, others)) => {
+                let mut command = self.command(first);
+                command.args(others).arg(coracle);
+                command
+            }
+            None => self.command(coracle),
+        };
         command.arg("up").arg("--run-dir").arg(self.run());
         command.args(["--node-name", "node1", "--bridge", &format!("ct{}", self.number), "--table", "coracle"]);
         command.args(["--cgroup", &self.cgroup()]).args(&self.options);

@@ -1,4 +1,4 @@
-//! The tasks of the workspace: `cargo xtask demo|test|bench|tidy`.
+//! The tasks of the workspace: `cargo xtask demo|test|foreign|bench|tidy`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -16,6 +16,7 @@ cargo xtask <task>
                                   --once takes everything down again at the end (root)
   test [--fast] [FILTER]          formatting, lints, tidy and every test that needs no foreign program (root);
                                   --fast leaves out formatting and lints
+  foreign [FILTER]                the suites with programs of others: kubectl, Debian's nginx and redis, QEMU (root)
   bench                           the numbers of PROMISES.md, measured now, with the peers that are installed (root)
   tidy [--bless]                  the rules of the house: crate graph, purity, fences, licences;
                                   --bless writes the crate graph anew
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo::run(&rest),
         "test" => tests::run(&rest),
+        "foreign" => tests::foreign(&rest),
         "tidy" => tidy::run(&rest),
         "bench" => bench(),
         "" | "help" | "--help" | "-h" => {

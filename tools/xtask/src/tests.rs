@@ -1,5 +1,7 @@
 //! `cargo xtask test`: formatting, lints, the rules of the house, then every test that needs no foreign program.
 //!
+//! `cargo xtask foreign`: the suites with the real programs of others.
+//!
 //! A test that cannot run here prints `SKIP: <reason>` and passes; the skips are counted and listed, and in CI a skip whose
 //! reason is not in `tools/allowed-skips.txt` fails the run.
 
@@ -13,23 +15,47 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     let filter: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
     if !fast {
         must(cargo().args(["fmt", "--all", "--check"]))?;
-        must(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+        must(cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            FOREIGN,
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]))?;
     }
     tidy::run(&[])?;
+    suite(&["--workspace"], &filter)
+}
+
+/// The feature that builds the suites with programs of others.
+const FOREIGN: &str = "coracle-cluster-tests/foreign";
+
+/// The suites with real clients and real applications: kubectl, Debian's nginx and redis, a virtual machine with systemd.
+pub fn foreign(arguments: &[String]) -> Result<(), String> {
+    let filter: Vec<&String> = arguments.iter().collect();
+    suite(&["-p", "coracle-cluster-tests", "--features", FOREIGN, "--test", "foreign_*"], &filter)
+}
+
+/// Builds the programs, runs the tests of a selection, and says what came of them.
+fn suite(selection: &[&str], filter: &[&String]) -> Result<(), String> {
     must(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast", "--"]);
+    command.arg("test").args(selection).args(["--no-fail-fast", "--"]);
     command.args(filter).arg("--show-output");
     let mut outcome = watch(&mut command)?;
     if !outcome.success && !outcome.failures.is_empty() && outcome.failures.len() <= 3 {
-        second_look(&mut outcome)?;
+        second_look(selection, &mut outcome)?;
     }
     report(&outcome)
 }
 
 /// Runs the few tests that failed once more, alone. One that passes now is a flaky test, which is a bug to be found: it is
 /// named at the end, where nobody overlooks it, but does not hide whether the rest is sound.
-fn second_look(outcome: &mut Outcome) -> Result<(), String> {
+fn second_look(selection: &[&str], outcome: &mut Outcome) -> Result<(), String> {
     let names: Vec<String> = outcome
         .failures
         .iter()
@@ -37,7 +63,7 @@ fn second_look(outcome: &mut Outcome) -> Result<(), String> {
         .collect();
     println!("\n== a second look at {}", names.join(", "));
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast", "--", "--exact", "--show-output"]).args(&names);
+    command.arg("test").args(selection).args(["--no-fail-fast", "--", "--exact", "--show-output"]).args(&names);
     let again = watch(&mut command)?;
     let passed = u64::try_from(names.len()).unwrap_or(u64::MAX);
     if again.success && again.passed == passed && outcome.failed == passed {

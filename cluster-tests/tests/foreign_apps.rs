@@ -1,0 +1,1 @@
+//! Real applications of others: nginx and redis from Debian packages, as Deployments.

@@ -1,0 +1,1 @@
+//! Real kubectl, version by version, against a whole machine.

@@ -1,0 +1,1 @@
+//! The whole thing in a virtual machine: systemd, cgroup v2 and a Debian kernel.
