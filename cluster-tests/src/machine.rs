@@ -154,6 +154,12 @@ impl Machine {
         self.dir.path().join("run")
     }
 
+    /// The file of its network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.holder.id()).into()
+    }
+
     /// What `coracle up` said so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -173,9 +179,8 @@ impl Machine {
     }
 
     /// Makes commands that run on this machine; for threads that run beside the test.
-    #[must_use]
     pub fn commands(&self) -> impl Fn(&Path) -> Command + Send + use<> {
-        let namespace = format!("--net=/proc/{}/ns/net", self.holder.id());
+        let namespace = format!("--net={}", self.namespace().display());
         let (home, data) = (self.dir.path().to_owned(), self.data());
         move |program| {
             let mut command = Command::new("nsenter");

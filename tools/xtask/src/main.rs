@@ -47,11 +47,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// The benches of single rooms.
+const ROOM_BENCHES: &[(&str, &str)] = &[
+    ("coracle-runtime", "start_bench"),
+    ("coracle-raft", "write_bench"),
+    ("coracle-netd", "network_bench"),
+    ("coracle-dns", "dns_bench"),
+    ("coracle-scheduler", "placements"),
+    ("coracle-images", "unpack"),
+];
+
 /// Builds everything optimised, then measures.
 fn bench() -> Result<(), String> {
     must(cargo().args(["build", "--release", "--quiet", "--workspace", "--bins"]))?;
-    must(cargo().args(["build", "--release", "--quiet", "-p", "coracle-runtime", "--example", "start_bench"]))?;
-    must(cargo().args(["build", "--release", "--quiet", "-p", "coracle-raft", "--example", "write_bench"]))?;
+    for (room, example) in ROOM_BENCHES {
+        must(cargo().args(["build", "--release", "--quiet", "-p", room, "--example", example]))?;
+    }
     must(cargo().args(["run", "--release", "--quiet", "-p", "coracle-cluster-tests", "--bin", "bench"]))
 }
 
