@@ -150,23 +150,31 @@ impl Segment {
     }
 
     /// The offset of the first valid frame behind `offset` whose number is `least` or higher.
+    ///
+    /// Reads a megabyte at a time and looks only at sectors that begin with something: a file system may tell of set-aside space
+    /// as of data (it does for pages that were read once), and a call a sector over 64 MB of zeros would take a second.
     pub fn later_frame(&self, offset: u64, least: u64) -> Result<Option<u64>, WalError> {
         let mut at = offset + SECTOR;
+        let mut buffer = vec![0; 1 << 20];
         while let Some(data) = self.file.next_data(at).map_err(WalError::io("search", &self.name))? {
             at = at.max(data - data % SECTOR);
-            // Holes are searched for once a megabyte, so that a search through data costs no system call a sector.
-            let until = (at + (1 << 20)).min(self.size);
-            while at + HEADER as u64 <= until {
-                if let Found::Frame(head, _) = self.frame_at(at)?
-                    && head.number >= least
-                {
-                    return Ok(Some(at));
-                }
-                at += SECTOR;
-            }
-            if at + HEADER as u64 > self.size {
+            let length = self.size.saturating_sub(at).min(buffer.len() as u64) as usize;
+            if length < HEADER {
                 break;
             }
+            let read = &mut buffer[..length];
+            self.read(read, at)?;
+            for (number, sector) in read.chunks(SECTOR as usize).enumerate() {
+                let here = at + number as u64 * SECTOR;
+                if sector.len() >= HEADER
+                    && sector[..HEADER] != [0; HEADER]
+                    && let Found::Frame(head, _) = self.frame_at(here)?
+                    && head.number >= least
+                {
+                    return Ok(Some(here));
+                }
+            }
+            at += (length as u64).next_multiple_of(SECTOR);
         }
         Ok(None)
     }
@@ -181,7 +189,7 @@ impl Segment {
             at = at.max(data);
             let length = (self.size - at).min(buffer.len() as u64) as usize;
             self.read(&mut buffer[..length], at)?;
-            if buffer[..length].iter().any(|byte| *byte != 0) {
+            if buffer[..length] != vec![0; length] {
                 buffer[..length].fill(0);
                 self.file.write_at(&buffer[..length], at).map_err(WalError::io("clear", &self.name))?;
                 cleared = true;
