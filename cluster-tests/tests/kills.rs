@@ -55,7 +55,7 @@ fn insist(load: &Load, command: &mut dyn FnMut() -> std::process::Command, input
             return false;
         }
         // Nobody is there to answer: no reason to keep the processor from the one that is starting.
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20)); // poll
     }
 }
 
@@ -181,13 +181,13 @@ fn kills_at_random_moments_lose_nothing() {
     let (mut starts_hit, mut objects, mut processes_kept) = (0, 0, 0);
     for round in 0..kills {
         let context = format!("CORACLE_KILL_SEED={seed} kill {round}");
-        std::thread::sleep(Duration::from_millis(rng.random_range(0..600)));
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..600))); // random moment
         let before = processes(&machine);
         machine.kill();
         // One in three strikes again while the next start is still going on.
         if rng.random_range(0..3) == 0 {
             machine.start();
-            std::thread::sleep(Duration::from_millis(rng.random_range(0..300)));
+            std::thread::sleep(Duration::from_millis(rng.random_range(0..150))); // random moment
             machine.kill();
             starts_hit += 1;
         }
