@@ -31,7 +31,10 @@ pub enum ImageError {
         reference: String,
     },
     /// No manifest for this machine.
-    #[error("image {reference} has nothing for {wanted}; it is there for {}", .available.join(", "))]
+    #[error(
+        "image {reference} has nothing for {wanted}; it is there for {}\n  hint: take an image that was built for {wanted}, or a node of such an architecture",
+        .available.join(", ")
+    )]
     Architecture {
         /// The image.
         reference: String,

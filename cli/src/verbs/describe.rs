@@ -73,7 +73,10 @@ async fn events(client: &Client, namespace: &str, kind: &Kind, object: &Value) -
     let answer =
         client.get(&format!("{}?fieldSelector={selector}", resource::path(event_kind, namespace, None))).await?;
     let mut events = answer["items"].as_array().cloned().unwrap_or_default();
-    events.sort_by(|a, b| a["lastTimestamp"].as_str().cmp(&b["lastTimestamp"].as_str()));
+    // Times are whole seconds; within one, as they were written.
+    let written =
+        |event: &Value| event["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse::<u64>().ok());
+    events.sort_by_cached_key(|event| (text(&event["lastTimestamp"]), written(event)));
     Ok(events)
 }
 
@@ -159,6 +162,10 @@ fn pod(out: &mut Words, pod: &Value, now: u64) {
         for container in list(&spec[containers]) {
             let found = list(&status[statuses]).iter().find(|status| status["name"] == container["name"]);
             self::container(out, container, found.unwrap_or(&Value::Null), now);
+            if found.is_some_and(|status| status["state"]["waiting"]["reason"] == "CrashLoopBackOff") {
+                let (pod, name) = (text(&pod["metadata"]["name"]), text(&container["name"]));
+                out.pair("    Hint", &format!("`coracle logs {pod} -c {name}` shows its last words"));
+            }
         }
     }
     if !list(&spec["volumes"]).is_empty() {

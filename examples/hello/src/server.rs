@@ -218,11 +218,15 @@ fn answer(shared: &Shared, request: &Request) -> (&'static str, String) {
         "/ready" if shared.draining.load(Ordering::Acquire) => ("503 Service Unavailable", "draining\n".into()),
         "/ready" => ("200 OK", "ready\n".into()),
         "/env" => ("200 OK", environment()),
+        "/eat" => ("200 OK", eat(&request.query)),
         "/ask" => match ask(&request.query) {
             Ok(text) => ("200 OK", format!("{me} asked {text}\n")),
             Err(error) => ("502 Bad Gateway", format!("{me} cannot ask: {error}\n")),
         },
-        _ => ("404 Not Found", "there are /, /ask?host=NAME&port=80&path=/, /ready, /healthz and /env\n".into()),
+        _ => (
+            "404 Not Found",
+            "there are /, /ask?host=NAME&port=80&path=/, /eat?mb=100, /ready, /healthz and /env\n".into(),
+        ),
     }
 }
 
@@ -238,6 +242,13 @@ fn environment() -> String {
         let _ = writeln!(text, "{name}={}", if secret { "***" } else { &value });
     }
     text
+}
+
+/// Takes `mb` megabytes and gives them back: more than the limit, and one sees what then happens to a container.
+fn eat(query: &str) -> String {
+    let megabytes = query.strip_prefix("mb=").and_then(|text| text.parse().ok()).unwrap_or(1).min(1 << 14);
+    let meal: Vec<Vec<u8>> = (0..megabytes).map(|_| vec![1; 1 << 20]).collect();
+    format!("ate {} MB\n", meal.len())
 }
 
 /// Calls a sibling by its name: `host=hello&port=80&path=/`.

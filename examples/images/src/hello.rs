@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_images::Platform;
 use coracle_images::builder::{Attributes, Compress, LayerBuilder, Layout, RunConfig};
 
 use crate::Failure;
 
 pub const NAME: &str = "coracle.local/hello:1";
 
-pub fn build(out: &Path, binary: Option<PathBuf>, name: &str) -> Result<String, Failure> {
+pub fn build(out: &Path, binary: Option<PathBuf>, name: &str, platform: Option<&str>) -> Result<String, Failure> {
     let binary = binary.map_or_else(beside_us, Ok)?;
     let mut layer = LayerBuilder::new();
     layer
@@ -30,7 +31,13 @@ pub fn build(out: &Path, binary: Option<PathBuf>, name: &str) -> Result<String, 
         exposed_ports: vec!["8080/tcp".into()],
         ..RunConfig::default()
     };
-    let digest = layout.image(name, &run, &layers)?;
+    let platform = match platform.and_then(|text| text.split_once('/')) {
+        Some((os, architecture)) => {
+            Platform { os: os.into(), architecture: architecture.into(), variant: String::new() }
+        }
+        None => Platform::current(),
+    };
+    let digest = layout.image_for(name, &platform, &run, &layers)?;
     Ok(format!("{name} {digest} ({} KB) in {}", layers[0].size / 1000, out.display()))
 }
 

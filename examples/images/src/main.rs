@@ -33,6 +33,9 @@ enum Image {
         /// The image's name
         #[arg(long, default_value = hello::NAME)]
         name: String,
+        /// Whom it says it is for, `OS/ARCHITECTURE`; what is packed stays the same [default: this machine]
+        #[arg(long, value_name = "PLATFORM")]
+        platform: Option<String>,
     },
     /// Debian's nginx: base, packages, and a layer that takes things away
     Nginx(Packaged),
@@ -78,7 +81,7 @@ enum Failure {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().image {
-        Image::Hello { out, binary, name } => hello::build(&out, binary, &name),
+        Image::Hello { out, binary, name, platform } => hello::build(&out, binary, &name, platform.as_deref()),
         Image::Nginx(packaged) => nginx::build(&packaged.out, &packaged.cache()),
         Image::Redis(packaged) => redis::build(&packaged.out, &packaged.cache()),
     };

@@ -12,15 +12,15 @@ pub enum RegistryError {
     Authority(String),
     /// Nobody answers.
     #[error(
-        "cannot reach the registry {host}: {why}\n  hint: is the name right, is the registry up? One without TLS must be named as insecure; an image that is only a file comes in with `coracle image import FILE`"
+        "cannot reach the registry {host}: {why}\n  hint: is the name right, is the registry up? Without TLS only one on the loopback is used; an image that is a file comes in with `coracle image import FILE`"
     )]
     Connect {
         /// Host and port.
         host: String,
         /// The innermost reason; those around it only say "client error".
         why: String,
-        /// There is no such name: asking again at once is of no use.
-        unknown: bool,
+        /// There is no such name, or nobody listens there: asking again at once is of no use.
+        futile: bool,
     },
     /// No byte came for too long.
     #[error("{url} was silent for {ms} ms")]
@@ -115,8 +115,9 @@ impl RegistryError {
     /// Whether asking again may help.
     pub(crate) fn passes(&self) -> bool {
         match self {
-            // A host nobody knows will not be known a second later; the next pod worker's attempt is soon enough.
-            Self::Connect { unknown, .. } => !unknown,
+            // A host nobody knows will not be known a second later, and whoever waits should hear of it; the pod worker's next
+            // attempt is soon enough.
+            Self::Connect { futile, .. } => !futile,
             Self::Silent { .. } | Self::Cut { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
             _ => false,
@@ -128,10 +129,12 @@ impl RegistryError {
     /// From what the HTTP client says about a connection that did not come about, or broke before the answer.
     pub(crate) fn connect(host: String, error: &(dyn std::error::Error + 'static)) -> Self {
         let links = || std::iter::successors(Some(error), |error| error.source());
-        let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        let unknown = links().filter_map(|error| error.downcast_ref()).any(not_found);
+        let is_futile = |error: &std::io::Error| {
+            matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+        };
+        let futile = links().filter_map(|error| error.downcast_ref()).any(is_futile);
         let why = links().last().map(ToString::to_string).unwrap_or_default();
-        Self::Connect { host, why, unknown }
+        Self::Connect { host, why, futile }
     }
 }
 
@@ -147,8 +150,8 @@ mod tests {
             let outer = RegistryError::Cut { url: String::new(), got: 0, expected: 0, source: inner };
             RegistryError::connect("a.b".into(), &outer)
         };
-        assert!(connect(ErrorKind::ConnectionRefused).passes());
-        assert!(!connect(ErrorKind::NotFound).passes());
+        assert!(connect(ErrorKind::ConnectionReset).passes());
+        assert!(!connect(ErrorKind::NotFound).passes() && !connect(ErrorKind::ConnectionRefused).passes());
         assert!(connect(ErrorKind::ConnectionRefused).to_string().contains("a.b: connection refused"));
         let status = |status| RegistryError::Status { url: String::new(), status, said: String::new() };
         assert!(status(429).passes() && status(503).passes() && !status(400).passes() && !status(501).passes());

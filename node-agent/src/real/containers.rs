@@ -222,8 +222,12 @@ fn start_failure(error: &RuntimeError, program: &str) -> Failure {
     match error {
         RuntimeError::Launch { exec: true, source, .. } => {
             let what = match source.kind() {
-                std::io::ErrorKind::NotFound => format!("exec: \"{program}\": executable file not found in the image"),
-                std::io::ErrorKind::PermissionDenied => format!("exec: \"{program}\": permission denied"),
+                std::io::ErrorKind::NotFound => format!(
+                    "exec: \"{program}\": executable file not found in the image; hint: no shell reads `command`; a script also needs the interpreter it names"
+                ),
+                std::io::ErrorKind::PermissionDenied => format!(
+                    "exec: \"{program}\": permission denied; hint: it must be a file that the container's user may execute"
+                ),
                 _ if source.raw_os_error() == Some(8) => {
                     format!(
                         "exec: \"{program}\": exec format error (an image for another architecture, or a script without `#!`)"
@@ -250,10 +254,8 @@ mod tests {
             source: std::io::Error::from_raw_os_error(errno),
         };
         let failure = start_failure(&launch(2), "/x");
-        assert_eq!(
-            (failure.reason, failure.message.as_str()),
-            ("ContainerCannotRun", "exec: \"/x\": executable file not found in the image")
-        );
+        assert_eq!(failure.reason, "ContainerCannotRun");
+        assert!(failure.message.starts_with("exec: \"/x\": executable file not found in the image; hint: "));
         assert!(start_failure(&launch(8), "/x").message.contains("architecture"));
         let other = RuntimeError::TooMany(99);
         assert_eq!(start_failure(&other, "/x").class, coracle_lifecycle::observed::ErrorClass::Retry);
