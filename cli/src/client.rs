@@ -29,6 +29,11 @@ pub enum ClientError {
         "no kubeconfig at {0}\nhint: is `coracle up` running? Name another one with --kubeconfig, or its folder with --data-dir"
     )]
     NoConfig(PathBuf),
+    /// It is another user's.
+    #[error(
+        "the kubeconfig {0} may not be read by this user\nhint: try with sudo; root can give you a copy: `sudo coracle kubeconfig --raw > FILE`, then --kubeconfig FILE"
+    )]
+    Forbidden(PathBuf),
     /// The kubeconfig is there but unusable.
     #[error("the kubeconfig {path} cannot be used: {reason}")]
     BadConfig {
@@ -98,6 +103,9 @@ impl Client {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(ClientError::NoConfig(path.to_owned()));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(ClientError::Forbidden(path.to_owned()));
             }
             Err(error) => return Err(ClientError::BadConfig { path: path.to_owned(), reason: error.to_string() }),
         };

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
+
 /// The default data folder.
 pub const DATA_DIR: &str = "/var/lib/coracle";
 /// The default run folder: on a tmpfs, gone after a reboot.
@@ -53,10 +55,21 @@ impl Settings {
         data_dir.join("up.json")
     }
 
-    /// What the last `up` in this data folder ran with.
-    #[must_use]
-    pub fn load(data_dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(Self::path(data_dir)).ok()?).ok()
+    /// What the last `up` in this data folder ran with; `None` when there was none.
+    ///
+    /// # Errors
+    /// The file is there and cannot be used.
+    pub fn load(data_dir: &Path) -> Result<Option<Self>, Failure> {
+        let path = Self::path(data_dir);
+        let unusable =
+            |why: String, hint: &str| Failure::failed(format!("cannot read {}: {why}\nhint: {hint}", path.display()));
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|error| unusable(error.to_string(), "`coracle up` with the flags of before writes it anew")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unusable(error.to_string(), "the data folder is root's: try with sudo")),
+        }
     }
 
     /// Remembers them.
@@ -66,7 +79,17 @@ impl Settings {
     pub fn save(&self) -> std::io::Result<()> {
         let path = Self::path(&self.data_dir);
         let temp = path.with_extension("new");
-        std::fs::write(&temp, serde_json::to_vec_pretty(self)?)?;
-        std::fs::rename(temp, path)
+        let mut text = serde_json::to_vec_pretty(self)?;
+        match std::fs::write(&temp, &text).and_then(|()| std::fs::rename(&temp, &path)) {
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                // No room for a second file: into the one that is there, which at most another process id makes longer.
+                let _ = std::fs::remove_file(&temp);
+                let file = std::fs::OpenOptions::new().write(true).open(&path)?;
+                let before = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+                text.resize(text.len().max(before), b' ');
+                std::os::unix::fs::FileExt::write_all_at(&file, &text, 0)
+            }
+            other => other,
+        }
     }
 }

@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod failure;
 mod output;
+mod preflight;
 mod resource;
 mod source;
 mod statuspage;

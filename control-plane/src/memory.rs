@@ -57,6 +57,17 @@ impl LogHandle {
     }
 }
 
+/// Whether nobody works in a folder at the moment. Makes nothing there.
+///
+/// # Errors
+/// Another process has it.
+pub fn check_unused(dir: &Path) -> Result<(), MemoryError> {
+    if dir.join("lock").exists() {
+        coracle_raft::Lock::take(dir).map_err(OpenError::Identity)?;
+    }
+    Ok(())
+}
+
 /// Opens the memory in a folder.
 ///
 /// # Errors

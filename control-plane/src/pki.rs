@@ -252,12 +252,16 @@ fn read(path: &Path) -> Result<Option<String>, PkiError> {
     }
 }
 
-/// Writes a private file so that a crash leaves the old one or the new one.
+/// Writes a private file so that a crash leaves the old one or the new one. One that is right already is left alone: a full
+/// disk has no room for its copy.
 ///
 /// # Errors
 /// The file cannot be written, synced or renamed.
 pub fn write(path: &Path, text: &str) -> Result<(), PkiError> {
     let bad = |source| PkiError::File { action: "write", path: path.to_owned(), source };
+    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
     let temp = path.with_extension("new");
     let _ = std::fs::remove_file(&temp);
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(bad)?;

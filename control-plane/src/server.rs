@@ -166,6 +166,14 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     })
 }
 
+/// Whether no server works with a data folder at the moment. Makes nothing there.
+///
+/// # Errors
+/// One does.
+pub fn check_unused(data_dir: &std::path::Path) -> Result<(), ServerError> {
+    Ok(crate::memory::check_unused(&data_dir.join("log"))?)
+}
+
 /// The name an agent expects of a server.
 #[must_use]
 pub fn server_name() -> &'static str {

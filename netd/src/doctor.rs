@@ -1,12 +1,35 @@
 //! What on a node stands in the network's way, found by looking only.
 
-use coracle_net_model::Cidr;
+use coracle_net_model::{Cidr, nft};
 
 use crate::firewall::Firewall;
 use crate::handle::{Finding, NetConfig};
 use crate::owner::overlap;
 use crate::socket::Socket;
 use crate::{NetError, links, settings};
+
+/// What the kernel lacks, or keeps from us, without which there is no network at all. Looks only; needs no network of ours.
+#[must_use]
+pub fn missing(bridge: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let asked = Socket::netfilter().and_then(|mut socket| socket.ask(&nft::get_generation(), nft::generation));
+    if let Err(error) = asked {
+        let hint = if error.kind() == std::io::ErrorKind::PermissionDenied {
+            "it needs CAP_NET_ADMIN in the network namespace it runs in".to_owned()
+        } else {
+            "load it with `modprobe nf_tables`; a kernel of one's own needs CONFIG_NF_TABLES".to_owned()
+        };
+        findings
+            .push(Finding { problem: format!("the kernel's packet filter nf_tables does not answer: {error}"), hint });
+    }
+    if let Some((path, error)) = settings::locked(bridge) {
+        findings.push(Finding {
+            problem: format!("{path} must be changed and cannot be written: {error}"),
+            hint: "make /proc/sys writable: in a container, run it with --privileged".to_owned(),
+        });
+    }
+    findings
+}
 
 /// Looks at settings, others' forward chains, clashing addresses and the MTU of the way out.
 pub(crate) fn examine(

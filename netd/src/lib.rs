@@ -16,5 +16,6 @@ mod socket;
 mod sweeper;
 
 pub use coracle_net_model::{Cidr, Desired, Ipam, IpamError, Protocol, ServiceEntry};
+pub use doctor::missing;
 pub use error::NetError;
 pub use handle::{Finding, NetConfig, Netd, PodLink, Report};

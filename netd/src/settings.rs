@@ -30,6 +30,15 @@ pub(crate) fn ensure(bridge: &str) -> Result<usize, NetError> {
     Ok(written)
 }
 
+/// A setting that is not as we want it and cannot be made so; looks only. A bridge that is yet to come begins with the
+/// defaults.
+pub(crate) fn locked(bridge: &str) -> Option<(String, std::io::Error)> {
+    let there = fs::exists(format!("/proc/sys/net/ipv4/conf/{bridge}")).unwrap_or(false);
+    let settings = wanted(if there { bridge } else { "default" }).into_iter();
+    let mut wrong = settings.filter(|(path, value)| read(path).as_deref() != Some(value)).map(|(path, _)| path);
+    wrong.find_map(|path| fs::OpenOptions::new().write(true).open(&path).err().map(|error| (path, error)))
+}
+
 /// A setting's value, if it exists.
 pub(crate) fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())

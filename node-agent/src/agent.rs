@@ -146,9 +146,8 @@ impl Agent {
         let (session_end, network_end) = (drain.token().child_token(), drain.token().child_token());
         // Names and Services answer from the ledger before any server is reachable.
         let mut applied = None;
-        if let Err(error) = network.bring(&ledger.state(), &mut applied).await {
-            tracing::error!(error = coracle_base::one_line(&error), "the node's network does not stand yet");
-        }
+        // It has told what is wrong, and is brought again until it stands.
+        let _ = network.bring(&ledger.state(), &mut applied).await;
         drain.spawn(network.clone().keep(ledger.watch(), applied, network_end.clone()));
 
         let facts = node_facts(&config);

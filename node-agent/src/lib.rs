@@ -12,6 +12,7 @@ pub mod logs;
 pub mod node_status;
 pub mod outbox;
 pub mod pods;
+pub mod preflight;
 mod probes;
 pub mod real;
 pub mod session;

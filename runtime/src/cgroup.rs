@@ -67,7 +67,7 @@ pub struct Stats {
 pub enum CgroupError {
     /// No hierarchy with memory and CPU is mounted.
     #[error(
-        "this machine has no usable cgroups: neither a v2 hierarchy with the memory controller nor a v1 one is mounted\nhint: mount cgroup2 at /sys/fs/cgroup"
+        "this machine has no usable cgroups: neither a v2 hierarchy with the memory controller nor a v1 one can be seen\nhint: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`; in a container, give it the machine's"
     )]
     None,
     /// A file or folder.
@@ -129,6 +129,10 @@ impl Cgroups {
         for line in table.lines() {
             let Some((head, tail)) = line.split_once(" - ") else { continue };
             let Some(mount) = head.split(' ').nth(4).map(PathBuf::from) else { continue };
+            // Something else may be mounted over it.
+            if !mount.join("cgroup.procs").exists() {
+                continue;
+            }
             let mut tail = tail.split(' ');
             match tail.next() {
                 Some("cgroup2") => v2 = v2.or(Some(mount)),

@@ -16,5 +16,5 @@ pub use features::Features;
 pub use podmon::{ContainerEvent, ContainerState, PodmonError};
 pub use runtime::{
     ContainerLaunch, ExecRequest, ExecResult, LogSpec, PodHandle, PodSpec, Runtime, RuntimeConfig, RuntimeError,
-    Started,
+    Started, probe,
 };

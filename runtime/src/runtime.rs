@@ -143,6 +143,14 @@ pub struct ExecResult {
     pub timed_out: bool,
 }
 
+/// What this machine can do, found out without making anything.
+///
+/// # Errors
+/// No cgroups.
+pub fn probe(cgroup_name: &str) -> Result<Features, RuntimeError> {
+    Ok(features::probe(&Cgroups::detect(cgroup_name)?))
+}
+
 /// The runtime of one agent. Cheap to clone.
 #[derive(Clone)]
 pub struct Runtime {

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::config::Settings;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, preflight};
 
 /// Stop the cluster on this machine, pods included
 #[derive(Debug, Args)]
@@ -32,10 +32,11 @@ pub struct Down {
 /// # Errors
 /// Something could not be stopped or removed.
 pub async fn run(data_dir: &Path, down: &Down) -> Result<(), Failure> {
-    let Some(settings) = Settings::load(data_dir) else {
+    let Some(settings) = Settings::load(data_dir)? else {
         output::note(&format!("nothing has been started with the data folder {}", data_dir.display()));
         return Ok(());
     };
+    preflight::root("sudo coracle down")?;
     stop_process(&settings).await?;
     // A throw-away agent without a server: it finds what is left by the same names, and takes it down the same way.
     let config = AgentConfig {

@@ -30,7 +30,7 @@ pub struct Status {
 /// # Errors
 /// Nobody answers; something is wrong (code 5).
 pub async fn run(data_dir: &Path, status: &Status) -> Result<(), Failure> {
-    let Some(settings) = Settings::load(data_dir) else {
+    let Some(settings) = Settings::load(data_dir)? else {
         return Err(Failure::failed(format!(
             "nothing has been started with the data folder {}\nhint: `coracle up` starts a cluster; another folder goes into --data-dir",
             data_dir.display()

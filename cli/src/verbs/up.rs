@@ -13,7 +13,7 @@ use coracle_node_agent::{Agent, AgentConfig, AgentHandle, Identity, NetworkNames
 
 use crate::config::{self, Settings};
 use crate::failure::Failure;
-use crate::{output, statuspage};
+use crate::{output, preflight, statuspage};
 
 /// How long everything gets to end when it is told to; pods are not ended.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -70,15 +70,17 @@ pub struct Up {
 /// # Errors
 /// What could not be started, in words.
 pub async fn run(data_dir: &Path, up: &Up) -> Result<(), Failure> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Failure::failed(
-            "coracle needs root: it makes namespaces, mounts and network links\nhint: sudo coracle up",
-        ));
-    }
-    if let Some(complaint) = coracle_daemon::logs::start("info,openraft=warn", output::colorful()) {
+    preflight::root("sudo coracle up")?;
+    if let Some(complaint) = coracle_daemon::logs::start("info,openraft=error", output::colorful()) {
         output::warn(&complaint);
     }
     let mut stop = Stop::listen().map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
+    let listeners = [
+        (up.api_listen, "the API", "--api-listen"),
+        (up.peer_listen, "the port of the agents", "--peer-listen"),
+        (up.status_listen, "the status page", "--status-listen"),
+    ];
+    preflight::check(data_dir, &up.cgroup, &up.bridge, &listeners)?;
     let settings = settings(data_dir, up)?;
     let drain = Drain::new();
     let started = tokio::select! {
@@ -97,9 +99,6 @@ pub async fn run(data_dir: &Path, up: &Up) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    settings
-        .save()
-        .map_err(|error| Failure::failed(format!("cannot write {}: {error}", Settings::path(data_dir).display())))?;
     output::line(&format!("kubeconfig: {}", server.kubeconfig.display()));
     output::line(&format!("API:        https://{}", server.api_address));
     output::line(&format!("status:     http://{}/", settings.status_listen));
@@ -210,6 +209,10 @@ async fn start(settings: &Settings, up: &Up, drain: &Drain) -> Result<(ServerHan
         network,
     };
     let server = server::start(config, drain.watch()).await.map_err(|error| Failure::from_error(&error))?;
+    // The folder is ours now, and nothing is made outside it yet: from here on `down` finds what there is to take down.
+    settings.save().map_err(|error| {
+        Failure::failed(format!("cannot write {}: {error}", Settings::path(&settings.data_dir).display()))
+    })?;
     let dial = if server.peer_address.ip().is_unspecified() {
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), server.peer_address.port())
     } else {

@@ -93,8 +93,8 @@ impl Lock {
             let pid = if read.is_ok() && !pid.is_empty() { pid.to_owned() } else { "unknown".to_owned() };
             return Err(IdentityError::InUse { path: directory.to_owned(), pid });
         }
-        let written =
-            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+        // In place and always as long: a full disk has no room for a new block, and must not keep a server from starting.
+        let written = file.rewind().and_then(|()| writeln!(file, "{:<10}", std::process::id()));
         written.map_err(io_error("write", &path))?;
         Ok(Self { _file: file })
     }

@@ -15,6 +15,6 @@ pub mod wal;
 
 pub use batch::{ProposeError, Proposed};
 pub use handle::{OpenError, Raft, RaftConfig, RaftMetrics};
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, Lock};
 pub use members::{Member, Members};
 pub use wal::Space;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use coracle_daemon::ports::Transport;
 use coracle_dns::{DnsConfig, DnsServer, Upstreams, Zone};
 use coracle_netd::{Cidr, Ipam, NetConfig, Netd};
 use coracle_protocol::v1::Settings;
@@ -40,6 +41,31 @@ pub enum NetworkError {
     /// The name server.
     #[error("the node's name server cannot be started")]
     Dns(#[from] coracle_dns::DnsError),
+    /// The name server's port.
+    #[error(
+        "the node's name server cannot have port 53 of {gateway}: {holder} listens there\nhint: make that program listen on its own addresses only, not on all of the machine"
+    )]
+    PortTaken {
+        /// The address pods ask.
+        gateway: Ipv4Addr,
+        /// Who.
+        holder: String,
+    },
+}
+
+fn dns_error(error: coracle_dns::DnsError, gateway: Ipv4Addr) -> NetworkError {
+    let transport = match &error {
+        coracle_dns::DnsError::Listen { protocol, source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            if *protocol == "TCP" {
+                Transport::Tcp
+            } else {
+                Transport::Udp
+            }
+        }
+        _ => return error.into(),
+    };
+    let holder = coracle_daemon::ports::holder(transport, 53).unwrap_or_else(|| "another program".to_owned());
+    NetworkError::PortTaken { gateway, holder }
 }
 
 struct Standing {
@@ -58,6 +84,8 @@ pub struct NodeNetwork {
     names: NetworkNames,
     upstreams: Vec<SocketAddr>,
     serving: watch::Sender<Arc<HashSet<Ipv4Addr>>>,
+    /// Why it is not as it should be, for the pods that wait for it.
+    problem: Arc<Mutex<Option<String>>>,
 }
 
 impl NodeNetwork {
@@ -65,7 +93,7 @@ impl NodeNetwork {
     #[must_use]
     pub fn new(names: NetworkNames, upstreams: Vec<SocketAddr>, clock: AgentClock) -> Self {
         let serving = watch::Sender::new(Arc::default());
-        Self { standing: Arc::default(), clock, names, upstreams, serving }
+        Self { standing: Arc::default(), clock, names, upstreams, serving, problem: Arc::default() }
     }
 
     /// Addresses that Services send new connections to, as the kernel knows them.
@@ -74,7 +102,7 @@ impl NodeNetwork {
         self.serving.subscribe()
     }
 
-    /// Sets the network up with what the cluster told: bridge, table, addresses of pods that run, name server. Once.
+    /// Sets the network up with what the cluster told: bridge, table, addresses of pods that run. Once.
     ///
     /// # Errors
     /// Settings that make no sense, or what the kernel refuses.
@@ -103,24 +131,38 @@ impl NodeNetwork {
                 tracing::warn!(pod = link.pod, ip = %link.ip, %error, "a pod's address is not taken over");
             }
         }
-        let zone: Arc<ArcSwapOption<Zone>> = Arc::default();
+        tracing::info!(block = settings.pod_cidr, gateway = %netd.gateway(), bridge = self.names.bridge, "the node's network stands");
+        // Stored before there is a name server: what was made is taken down again also when there never is one.
+        let _ = self.standing.set(Standing {
+            netd,
+            ipam: Mutex::new(ipam),
+            dns: Mutex::default(),
+            zone: Arc::default(),
+            settings: settings.clone(),
+        });
+        Ok(())
+    }
+
+    async fn start_dns(&self, standing: &Standing) -> Result<(), NetworkError> {
+        if standing.dns.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let gateway = standing.netd.gateway();
         let upstreams = if self.upstreams.is_empty() {
             Upstreams::File(PathBuf::from("/etc/resolv.conf"))
         } else {
             Upstreams::Fixed(self.upstreams.clone())
         };
         let dns = DnsServer::start(DnsConfig {
-            listen: vec![SocketAddr::from((netd.gateway(), 53))],
+            listen: vec![SocketAddr::from((gateway, 53))],
             upstreams,
-            zone: zone.clone(),
-            domain: domain(settings),
+            zone: standing.zone.clone(),
+            domain: domain(&standing.settings),
             netns: None,
         })
-        .await?;
-        tracing::info!(block = settings.pod_cidr, gateway = %netd.gateway(), bridge = self.names.bridge, "the node's network stands");
-        let standing =
-            Standing { netd, ipam: Mutex::new(ipam), dns: Mutex::new(Some(dns)), zone, settings: settings.clone() };
-        let _ = self.standing.set(standing);
+        .await
+        .map_err(|error| dns_error(error, gateway))?;
+        *standing.dns.lock().unwrap_or_else(PoisonError::into_inner) = Some(dns);
         Ok(())
     }
 
@@ -140,11 +182,7 @@ impl NodeNetwork {
                     wait = RETRY_FIRST;
                     None
                 }
-                Err(error) => {
-                    tracing::error!(
-                        error = coracle_base::one_line(&error),
-                        "the node's network is not as it should be"
-                    );
+                Err(_) => {
                     let again = wait;
                     wait = (wait * 2).min(RETRY_LAST);
                     Some(again)
@@ -165,16 +203,34 @@ impl NodeNetwork {
         }
     }
 
-    /// One look at the ledger.
+    /// One look at the ledger. A failure is logged here.
     ///
     /// # Errors
     /// What the kernel refuses: it is to be tried again.
     pub async fn bring(&self, state: &State, applied: &mut Option<feeds::Tables>) -> Result<(), NetworkError> {
+        let outcome = self.try_bring(state, applied).await;
+        let problem = outcome.as_ref().err().map(|error| coracle_base::one_line(error));
+        let mut before = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        // Told once, however often it is tried.
+        if *before != problem {
+            match &problem {
+                Some(error) => tracing::error!(error, "the node's network is not as it should be"),
+                None => tracing::info!("the node's network is as it should be again"),
+            }
+            *before = problem;
+        }
+        drop(before);
+        outcome
+    }
+
+    async fn try_bring(&self, state: &State, applied: &mut Option<feeds::Tables>) -> Result<(), NetworkError> {
         if self.standing.get().is_none() {
             let Some(settings) = &state.settings else { return Ok(()) };
             self.start(settings).await?;
         }
         let Some(standing) = self.standing.get() else { return Ok(()) };
+        // Services do not wait for names.
+        let named = self.start_dns(standing).await;
         if let Some(settings) = &state.settings
             && settings.pod_cidr != standing.settings.pod_cidr
         {
@@ -186,7 +242,7 @@ impl NodeNetwork {
         }
         // Before anything was ever told, "no such name" would be a lie.
         if !state.confirmed && state.objects.is_empty() {
-            return Ok(());
+            return named;
         }
         let blocks = [&standing.settings.cluster_cidr, &standing.settings.service_cidr];
         let blocks = blocks.into_iter().filter_map(|text| text.parse::<Cidr>().ok());
@@ -205,7 +261,7 @@ impl NodeNetwork {
             }
         }
         *applied = Some(tables);
-        Ok(())
+        named
     }
 
     /// No Service sends anybody new connections any more, as far as pods that end are concerned.
@@ -236,10 +292,12 @@ impl Network for NodeNetwork {
         let pod = pod.to_owned();
         Box::pin(async move {
             let bad = |message: String| Failure::retry(SANDBOX, message);
-            let standing = self
-                .standing
-                .get()
-                .ok_or_else(|| bad("the node has no network yet: no server has told it its addresses".to_owned()))?;
+            let named = |standing: &&Standing| standing.dns.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            let standing = self.standing.get().filter(named).ok_or_else(|| {
+                let problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                bad(problem
+                    .unwrap_or_else(|| "the node has no network yet: no server has told it its addresses".into()))
+            })?;
             let netns = netns.ok_or_else(|| bad("the pod has no network namespace".to_owned()))?;
             let now = self.clock.now_ms();
             let ip = standing.ipam.lock().unwrap_or_else(PoisonError::into_inner).allocate(&pod, now);
