@@ -70,8 +70,7 @@ fn groups(pods: &[PodRequest]) -> Vec<(&PodRequest, Vec<usize>)> {
 /// Places as many members as fit; gives their number.
 fn place(table: &mut Table<'_>, group: &mut Group<'_>, members: &[usize], bindings: &mut Vec<Binding>) -> usize {
     if let [only] = members {
-        let best = (0..table.len()).map(|node| (table.key(group, node), node)).max();
-        return match best.filter(|(key, _)| *key > 0) {
+        return match table.keys(group).max() {
             Some((_, node)) => {
                 table.place(group, node);
                 bindings.push(Binding { pod: *only, node });
@@ -80,17 +79,39 @@ fn place(table: &mut Table<'_>, group: &mut Group<'_>, members: &[usize], bindin
             None => 0,
         };
     }
-    // A placement changes the key of its own node alone, so that the heap stays right for all others.
-    let keys = (0..table.len()).map(|node| (table.key(group, node), node)).filter(|(key, _)| *key > 0);
-    let mut heap: BinaryHeap<(u64, usize)> = keys.collect();
+    // A placement makes its own node worse and no other better: as many pods find their nodes among as many of the best ones.
+    let mut best = best(table.keys(group), members.len());
     for (placed, &pod) in members.iter().enumerate() {
-        let Some((_, node)) = heap.pop() else { return placed };
+        let Some((_, node)) = best.pop() else { return placed };
         table.place(group, node);
         bindings.push(Binding { pod, node });
         let key = table.key(group, node);
         if key > 0 {
-            heap.push((key, node));
+            best.push((key, node));
         }
     }
     members.len()
+}
+
+/// The best `count` of the keys.
+fn best(keys: impl Iterator<Item = (u64, usize)>, count: usize) -> BinaryHeap<(u64, usize)> {
+    let mut kept: Vec<(u64, usize)> = Vec::new();
+    let mut bar = 0;
+    for entry in keys {
+        if entry.0 < bar {
+            continue;
+        }
+        kept.push(entry);
+        // Full: the worse three quarters go, and what is worse than the rest need not come in any more.
+        if kept.len() == 4 * count {
+            kept.select_nth_unstable_by(count - 1, |left, right| right.cmp(left));
+            kept.truncate(count);
+            bar = kept.iter().map(|entry| entry.0).min().unwrap_or(0);
+        }
+    }
+    if kept.len() > count {
+        kept.select_nth_unstable_by(count - 1, |left, right| right.cmp(left));
+        kept.truncate(count);
+    }
+    kept.into()
 }

@@ -1,4 +1,4 @@
-//! Nodes as columns: what a scan reads stands together, and what many pods ask of labels and taints is worked out once.
+//! Nodes as rows of numbers: what a scan reads stands together, and what many pods ask of labels and taints is worked out once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -55,23 +55,26 @@ struct Opinion {
     avoided: u64,
 }
 
-/// The columns. An index is a node's index in the list it was made from.
+/// What a scan reads of one node.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    free: Amounts,
+    /// For the score the same in thousandths of the node; a multiplication is several times cheaper than a division.
+    shares: Shares,
+    /// A node's place in the order of names, counted from the end: the larger wins a tie.
+    place: u64,
+    class: u32,
+    /// Cordoned and not-ready nodes are closed to all.
+    open: bool,
+}
+
+/// The rows. An index is a node's index in the list it was made from.
 pub(crate) struct Table<'a> {
     nodes: &'a [NodeState],
-    /// Cordoned and not-ready nodes are closed to all.
-    open: Vec<bool>,
-    free_cpu: Vec<u64>,
-    free_memory: Vec<u64>,
-    free_ephemeral: Vec<u64>,
-    free_pods: Vec<u64>,
-    /// For the score the same in thousandths of the node; a multiplication is several times cheaper than a division.
-    shares: Vec<Shares>,
-    /// A node's place in the order of names, counted from the end: the larger wins a tie.
-    place: Vec<u64>,
-    class: Vec<u32>,
+    rows: Vec<Row>,
     classes: Vec<TaintClass>,
     /// Which nodes have a label.
-    labels: HashMap<(String, String), Vec<bool>>,
+    labels: HashMap<(String, String), Arc<Vec<bool>>>,
     /// Replicas of owners on nodes, those of this plan included.
     owners: HashMap<Arc<str>, HashMap<usize, u32>>,
 }
@@ -88,13 +91,12 @@ pub(crate) struct Group<'a> {
     request: &'a PodRequest,
     asked: Asked,
     opinions: Vec<Opinion>,
-    matching: Vec<Vec<bool>>,
+    matching: Vec<Arc<Vec<bool>>>,
     replicas: HashMap<usize, u32>,
 }
 
 impl<'a> Table<'a> {
     pub fn new(nodes: &'a [NodeState]) -> Self {
-        let free: Vec<Amounts> = nodes.iter().map(|node| node.allocatable.minus(node.used)).collect();
         let mut by_name: Vec<usize> = (0..nodes.len()).collect();
         by_name.sort_by(|left, right| nodes[*left].name.cmp(&nodes[*right].name));
         let mut place = vec![0; nodes.len()];
@@ -103,33 +105,24 @@ impl<'a> Table<'a> {
         }
         let mut known: BTreeMap<&[Taint], u32> = BTreeMap::new();
         let mut classes = Vec::new();
-        let class = nodes.iter().map(|node| {
-            *known.entry(&node.taints).or_insert_with(|| {
+        let rows = nodes.iter().zip(place).map(|(node, place)| Row {
+            free: node.allocatable.minus(node.used),
+            shares: Shares::of(node.allocatable, node.used),
+            place,
+            class: *known.entry(&node.taints).or_insert_with(|| {
                 classes.push(TaintClass { taints: node.taints.clone() });
                 u32::try_from(classes.len() - 1).unwrap_or(u32::MAX)
-            })
+            }),
+            open: node.ready && !node.unschedulable,
         });
-        let class = class.collect();
+        let rows = rows.collect();
         let mut owners: HashMap<Arc<str>, HashMap<usize, u32>> = HashMap::new();
         for (index, node) in nodes.iter().enumerate() {
             for (owner, count) in &node.owners {
                 owners.entry(owner.clone()).or_default().insert(index, *count);
             }
         }
-        Self {
-            nodes,
-            open: nodes.iter().map(|node| node.ready && !node.unschedulable).collect(),
-            free_cpu: free.iter().map(|free| free.cpu_milli).collect(),
-            free_memory: free.iter().map(|free| free.memory_bytes).collect(),
-            free_ephemeral: free.iter().map(|free| free.ephemeral_bytes).collect(),
-            free_pods: free.iter().map(|free| free.pods).collect(),
-            shares: nodes.iter().map(|node| Shares::of(node.allocatable, node.used)).collect(),
-            place,
-            class,
-            classes,
-            labels: HashMap::new(),
-            owners,
-        }
+        Self { nodes, rows, classes, labels: HashMap::new(), owners }
     }
 
     pub fn len(&self) -> usize {
@@ -141,12 +134,7 @@ impl<'a> Table<'a> {
     }
 
     pub fn free(&self, index: usize) -> Amounts {
-        Amounts {
-            cpu_milli: self.free_cpu[index],
-            memory_bytes: self.free_memory[index],
-            ephemeral_bytes: self.free_ephemeral[index],
-            pods: self.free_pods[index],
-        }
+        self.rows[index].free
     }
 
     /// Works out what a group thinks of labels and taints.
@@ -159,7 +147,7 @@ impl<'a> Table<'a> {
                 let nodes = self.nodes;
                 self.labels
                     .entry((key.clone(), value.clone()))
-                    .or_insert_with(|| nodes.iter().map(|node| node.labels.get(key) == Some(value)).collect())
+                    .or_insert_with(|| Arc::new(nodes.iter().map(|node| node.labels.get(key) == Some(value)).collect()))
                     .clone()
             })
             .collect();
@@ -169,57 +157,66 @@ impl<'a> Table<'a> {
         Group { request, asked, opinions, matching, replicas }
     }
 
-    /// How good a node is for a pod of the group; larger is better, 0 means it does not fit. From the highest bits: few
-    /// taints that would rather not, few replicas of the same owner, free and balanced resources, the name.
-    pub fn key(&self, group: &Group<'_>, index: usize) -> u64 {
-        let asked = &group.request.amounts;
-        let opinion = group.opinions[self.class[index] as usize];
-        let fits = self.open[index]
-            && !opinion.blocked
-            && asked.cpu_milli <= self.free_cpu[index]
-            && asked.memory_bytes <= self.free_memory[index]
-            && asked.ephemeral_bytes <= self.free_ephemeral[index]
-            && asked.pods <= self.free_pods[index]
-            && group.matching.iter().all(|has| has[index]);
-        if !fits {
-            return 0;
-        }
-        let replicas = if group.replicas.is_empty() { 0 } else { group.replicas.get(&index).copied().unwrap_or(0) };
-        let most = (1_u64 << REPLICA_BITS) - 1;
-        // 254, not 255: a node that fits never has the key 0.
-        let avoided = 255 - opinion.avoided.min(254);
-        (avoided << (REPLICA_BITS + SCORE_BITS + PLACE_BITS))
-            | ((most - u64::from(replicas).min(most)) << (SCORE_BITS + PLACE_BITS))
-            | (self.score(&group.asked, index) << PLACE_BITS)
-            | self.place[index]
+    /// How good each node is for a pod of the group: (key, index) of those it fits on.
+    pub fn keys<'g>(&'g self, group: &'g Group<'_>) -> impl Iterator<Item = (u64, usize)> + 'g {
+        let rows = self.rows.iter().enumerate();
+        rows.map(|(index, row)| (key(row, group, index), index)).filter(|(key, _)| *key > 0)
     }
 
-    /// 0 to 4,000: thousandths of cpu, memory and pods that stay free, and how evenly cpu and memory are used.
-    fn score(&self, asked: &Asked, index: usize) -> u64 {
-        let shares = &self.shares[index];
-        let cpu = shares.cpu_free - asked.cpu * shares.cpu_unit;
-        let memory = shares.memory_free - asked.memory * shares.memory_unit;
-        let pods = shares.pods_free - asked.pods * shares.pods_unit;
-        let score = cpu + memory + pods + 1000.0 - (cpu - memory).abs();
-        // Through i32, which is one instruction; the bounds hold whatever rounding does.
-        (score as i32).clamp(0, 4_095) as u64
+    /// How good a node is for a pod of the group; larger is better, 0 means it does not fit.
+    pub fn key(&self, group: &Group<'_>, index: usize) -> u64 {
+        key(&self.rows[index], group, index)
     }
 
     /// Puts a pod of the group on a node.
     pub fn place(&mut self, group: &mut Group<'_>, index: usize) {
         let asked = &group.request.amounts;
-        self.free_cpu[index] -= asked.cpu_milli;
-        self.free_memory[index] -= asked.memory_bytes;
-        self.free_ephemeral[index] -= asked.ephemeral_bytes;
-        self.free_pods[index] -= asked.pods;
+        let row = &mut self.rows[index];
+        row.free = row.free.minus(*asked);
         // From whole numbers, so that rounding does not add up.
         let room = self.nodes[index].allocatable;
-        self.shares[index] = Shares::of(room, room.minus(self.free(index)));
+        row.shares = Shares::of(room, room.minus(row.free));
         if let Some(owner) = &group.request.owner {
             *group.replicas.entry(index).or_default() += 1;
             *self.owners.entry(owner.clone()).or_default().entry(index).or_default() += 1;
         }
     }
+}
+
+/// From the highest bits: few taints that would rather not, few replicas of the same owner, free and balanced resources, the
+/// name.
+#[inline]
+fn key(row: &Row, group: &Group<'_>, index: usize) -> u64 {
+    let (asked, free) = (&group.request.amounts, &row.free);
+    let opinion = group.opinions[row.class as usize];
+    let fits = row.open
+        & !opinion.blocked
+        & (asked.cpu_milli <= free.cpu_milli)
+        & (asked.memory_bytes <= free.memory_bytes)
+        & (asked.ephemeral_bytes <= free.ephemeral_bytes)
+        & (asked.pods <= free.pods);
+    if !fits || !group.matching.iter().all(|has| has[index]) {
+        return 0;
+    }
+    let replicas = if group.replicas.is_empty() { 0 } else { group.replicas.get(&index).copied().unwrap_or(0) };
+    let most = (1_u64 << REPLICA_BITS) - 1;
+    // 254, not 255: a node that fits never has the key 0.
+    let avoided = 255 - opinion.avoided.min(254);
+    (avoided << (REPLICA_BITS + SCORE_BITS + PLACE_BITS))
+        | ((most - u64::from(replicas).min(most)) << (SCORE_BITS + PLACE_BITS))
+        | (score(&row.shares, &group.asked) << PLACE_BITS)
+        | row.place
+}
+
+/// 0 to 4,000: thousandths of cpu, memory and pods that stay free, and how evenly cpu and memory are used.
+#[inline]
+fn score(shares: &Shares, asked: &Asked) -> u64 {
+    let cpu = shares.cpu_free - asked.cpu * shares.cpu_unit;
+    let memory = shares.memory_free - asked.memory * shares.memory_unit;
+    let pods = shares.pods_free - asked.pods * shares.pods_unit;
+    let score = cpu + memory + pods + 1000.0 - (cpu - memory).abs();
+    // Through i32, which is one instruction; the bounds hold whatever rounding does.
+    (score as i32).clamp(0, 4_095) as u64
 }
 
 fn opinion(taints: &[Taint], request: &PodRequest) -> Opinion {
