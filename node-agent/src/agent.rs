@@ -130,6 +130,24 @@ impl Agent {
     /// # Errors
     /// What the machine lacks, or a directory that cannot be used.
     pub async fn start(config: AgentConfig, drain: DrainWatch) -> Result<AgentHandle, AgentError> {
+        Self::begin(config, None, drain).await
+    }
+
+    /// Stops every pod an earlier agent left (within its grace, at most `within`), starts none, and removes all of them and of the
+    /// node's network: `coracle down`. Returns what could not be removed, in words; empty = all is gone.
+    ///
+    /// # Errors
+    /// A directory that cannot be used.
+    pub async fn remove_leftovers(
+        config: AgentConfig,
+        within: Duration,
+        drain: DrainWatch,
+    ) -> Result<Vec<String>, AgentError> {
+        let agent = Self::begin(config, Some(grace_ms(within)), drain).await?;
+        Ok(agent.remove_everything(within).await)
+    }
+
+    async fn begin(config: AgentConfig, stopping: Option<u64>, drain: DrainWatch) -> Result<AgentHandle, AgentError> {
         let clock = AgentClock::start();
         let paths = Paths { data: config.data_dir.clone(), run: config.run_dir.clone() };
         let ledger = Ledger::open(&paths.data, &paths.run, &drain)?;
@@ -168,7 +186,7 @@ impl Agent {
             memory_bytes: facts.memory_bytes,
             resolver: HostResolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         });
-        let pods = Pods::start(node, board.clone(), &drain);
+        let pods = Pods::start(node, board.clone(), stopping, &drain);
         drain.spawn(node_status_loop(facts.clone(), paths.data.clone(), outbox.clone(), drain.token()));
         drain.spawn(collect_images(images.clone(), board.clone(), drain.token()));
 
@@ -209,9 +227,7 @@ impl AgentHandle {
         self.session_end.cancel();
         self.network.release_all();
         let mut left = Vec::new();
-        let grace = within.saturating_sub(REMOVAL);
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        if tokio::time::timeout(within, self.pods.stop_all(grace_ms)).await.is_err() {
+        if tokio::time::timeout(within, self.pods.stop_all(grace_ms(within))).await.is_err() {
             left.push("some pods did not end in time".to_owned());
         }
         self.network_end.cancel();
@@ -228,6 +244,11 @@ impl AgentHandle {
         }
         left
     }
+}
+
+/// What is left of a time for the pods' own grace, when their removal is taken off.
+fn grace_ms(within: Duration) -> u64 {
+    u64::try_from(within.saturating_sub(REMOVAL).as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn open_images(dir: PathBuf) -> Result<ImageStore, AgentError> {

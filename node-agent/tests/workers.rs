@@ -40,7 +40,7 @@ impl Rig {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let serving = watch::Sender::new(Arc::default());
-        Self::over(dir, Arc::default(), Arc::default(), Arc::default(), serving, 1)
+        Self::over(dir, Arc::default(), Arc::default(), Arc::default(), serving, 1, None)
     }
 
     fn over(
@@ -50,6 +50,7 @@ impl Rig {
         network: Arc<FakeNetwork>,
         serving: watch::Sender<Arc<HashSet<Ipv4Addr>>>,
         revision: u64,
+        stopping: Option<u64>,
     ) -> Self {
         let drain = Drain::new();
         let (data, run) = (dir.path().join("data"), dir.path().join("run"));
@@ -70,7 +71,7 @@ impl Rig {
             memory_bytes: 4 << 30,
             resolver: HostResolver::default(),
         });
-        let pods = Pods::start(node, board.clone(), &drain.watch());
+        let pods = Pods::start(node, board.clone(), stopping, &drain.watch());
         Self {
             dir,
             drain,
@@ -91,13 +92,22 @@ impl Rig {
 
     /// The agent ends and another begins; what runs goes on. `meanwhile` happens while there is none.
     async fn restart(self, meanwhile: impl FnOnce(&FakeContainers, &std::path::Path)) -> Self {
+        self.restart_as(None, meanwhile).await
+    }
+
+    /// As `restart`; with `stopping` the new agent is one that starts nothing.
+    async fn restart_as(
+        self,
+        stopping: Option<u64>,
+        meanwhile: impl FnOnce(&FakeContainers, &std::path::Path),
+    ) -> Self {
         let Self { dir, drain, ledger, containers, images, network, outbox, serving, pods, board, revision, .. } = self;
         ledger.flush().await;
         drain.finish(Duration::from_secs(5)).await;
         drop((ledger, pods, outbox, board));
         meanwhile(&containers, dir.path());
         containers.agent_restarts();
-        Self::over(dir, containers, images, network, serving, revision)
+        Self::over(dir, containers, images, network, serving, revision, stopping)
     }
 
     async fn feed(&mut self, full: bool, objects: &[(&str, Value)], removed: &[(&str, &str)]) {
@@ -388,6 +398,21 @@ async fn everything_can_be_stopped_at_once() {
     rig.until("ready", |rig| (0..20).all(|index| rig.ready(&format!("p{index}")))).await;
     rig.containers.deafen("c");
     rig.pods.stop_all(1000).await;
+    assert!(rig.network.pods().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_takes_down_starts_nothing() {
+    let mut rig = Rig::new();
+    let (runs, crashes) = (pod("a", json!({})), pod("b", json!({})));
+    rig.feed(true, &[runs, crashes], &[]).await;
+    rig.until("ready", |rig| rig.ready("a") && rig.ready("b")).await;
+    // One ends while no agent is there: an agent that only adopts would start it again.
+    let rig = rig.restart_as(Some(1000), |containers, _| containers.end("uid-b", "c", 1, false)).await;
+    let started = rig.containers.log().iter().filter(|call| call.starts_with("start")).count();
+    rig.pods.stop_all(1000).await;
+    let after = rig.containers.log().iter().filter(|call| call.starts_with("start")).count();
+    assert_eq!((started, after), (2, 2), "{:?}", rig.containers.log());
     assert!(rig.network.pods().is_empty());
 }
 

@@ -38,7 +38,7 @@ pub async fn run(data_dir: &Path, down: &Down) -> Result<(), Failure> {
     };
     preflight::root("sudo coracle down")?;
     stop_process(&settings).await?;
-    // A throw-away agent without a server: it finds what is left by the same names, and takes it down the same way.
+    // An agent without a server, which starts nothing: it finds what is left by the same names, and takes it down.
     let config = AgentConfig {
         node_name: settings.node_name.clone(),
         data_dir: settings.data_dir.clone(),
@@ -56,8 +56,9 @@ pub async fn run(data_dir: &Path, down: &Down) -> Result<(), Failure> {
         dns_upstreams: Vec::new(),
     };
     let drain = Drain::new();
-    let agent = Agent::start(config, drain.watch()).await.map_err(|error| Failure::from_error(&error))?;
-    let left = agent.remove_everything(Duration::from_secs(down.timeout)).await;
+    let left = Agent::remove_leftovers(config, Duration::from_secs(down.timeout), drain.watch())
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
     drain.finish(Duration::from_secs(5)).await;
     if down.output == output::Format::Json {
         output::line(&output::json(&serde_json::json!({"left": left})));

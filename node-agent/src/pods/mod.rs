@@ -42,9 +42,10 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Starts the task. It ends with the drain; the containers run on.
+    /// Starts the task. It ends with the drain; the containers run on. With `stopping` (milliseconds of grace) it starts nothing
+    /// and ends what an earlier agent left.
     #[must_use]
-    pub fn start(node: Arc<Node>, board: Arc<Board>, drain: &DrainWatch) -> Self {
+    pub fn start(node: Arc<Node>, board: Arc<Board>, stopping: Option<u64>, drain: &DrainWatch) -> Self {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let manager = Manager {
             state: node.state.clone(),
@@ -54,7 +55,7 @@ impl Pods {
             tasks: JoinSet::new(),
             gone: BTreeSet::new(),
             rejected: BTreeSet::new(),
-            stopping: None,
+            stopping: stopping.map(|grace_ms| (grace_ms, Vec::new())),
             orphans_seen: false,
         };
         drain.spawn(manager.run(receiver, drain.clone()));
@@ -155,9 +156,7 @@ impl Manager {
             if let Some(grace_ms) = unwanted {
                 worker.orders.send_if_modified(|order| {
                     let before = order.unwanted;
-                    // Its own grace, unless there is less time.
-                    let own = order.object["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30) * 1000;
-                    order.unwanted = Some(grace_ms.min(own));
+                    order.unwanted = Some(grace_ms.min(own_grace_ms(&order.object)));
                     order.unwanted != before
                 });
             }
@@ -234,6 +233,7 @@ impl Manager {
             return;
         }
         self.orphans_seen = true;
+        let limit = self.stopping.as_ref().map_or(u64::MAX, |(grace_ms, _)| *grace_ms);
         let mut found: BTreeSet<String> = self.node.containers.sandboxes().into_iter().collect();
         for entry in std::fs::read_dir(self.node.paths.run.join("agent")).into_iter().flatten().flatten() {
             found.extend(entry.file_name().into_string());
@@ -245,7 +245,10 @@ impl Manager {
             tracing::info!(uid, "a pod of an earlier agent is wanted no more");
             match Record::load(&self.node.paths.pod_run(&uid)) {
                 Some(record) => match Pod::parse(&record.object) {
-                    Ok(pod) => self.employ(pod, 0, Arc::new(record.object), Some(0)),
+                    Ok(pod) => {
+                        let grace_ms = limit.min(own_grace_ms(&record.object));
+                        self.employ(pod, 0, Arc::new(record.object), Some(grace_ms));
+                    }
                     Err(_) => self.sweep(uid),
                 },
                 None => self.sweep(uid),
@@ -268,4 +271,9 @@ impl Manager {
             uid
         });
     }
+}
+
+/// The time a pod asks for to end, unless it is given less.
+fn own_grace_ms(object: &Value) -> u64 {
+    object["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30).saturating_mul(1000)
 }
