@@ -66,6 +66,7 @@ impl Source for Memory {
                 address: self.server.peer_address.to_string(),
                 leader: true,
                 reachable: true,
+                problem: self.server.log_trouble().unwrap_or_default().replace("\nhint: ", "; hint: "),
             }],
             ..Snapshot::default()
         };

@@ -1,5 +1,6 @@
 //! Tests of whole clusters: machines in namespaces, faults, invariants, benches.
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod machine;
 pub mod registry;

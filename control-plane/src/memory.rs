@@ -51,6 +51,12 @@ impl LogHandle {
         ]
     }
 
+    /// What keeps the log from taking all that is written, in words; `None` when nothing does.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.raft.trouble()
+    }
+
     /// Stops the log's threads. What was acknowledged is on disk already.
     pub async fn close(&self) {
         self.raft.shutdown().await;

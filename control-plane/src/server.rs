@@ -104,6 +104,12 @@ impl ServerHandle {
         self.log.metrics()
     }
 
+    /// What keeps the log from taking all that is written, in words; `None` when nothing does.
+    #[must_use]
+    pub fn log_trouble(&self) -> Option<String> {
+        self.log.trouble()
+    }
+
     /// Closes the log: what is acknowledged is on disk anyway, this only stops the threads.
     pub async fn close(&self) {
         self.log.close().await;

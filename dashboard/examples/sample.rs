@@ -225,6 +225,7 @@ fn sample(calm: bool, revision: u64) -> Snapshot {
             address: "10.0.0.11:6444".into(),
             leader: true,
             reachable: true,
+            ..Server::default()
         }],
         ..Snapshot::default()
     }

@@ -69,6 +69,9 @@ pub(crate) fn attention(snapshot: &Snapshot, chosen: &Chosen) -> String {
     for server in snapshot.servers.iter().filter(|server| !server.reachable) {
         troubles.push((format!("server {}", server.name), "is not heard of".to_owned()));
     }
+    for server in snapshot.servers.iter().filter(|server| !server.problem.is_empty()) {
+        troubles.push((format!("server {}", server.name), server.problem.clone()));
+    }
     for node in snapshot.nodes.iter().filter(|node| !node.ready) {
         let ready = node.conditions.iter().find(|condition| condition.kind == "Ready");
         let words = ready.map_or("has not reported yet", |ready| ready.message.as_str());

@@ -49,6 +49,8 @@ pub struct Server {
     pub leader: bool,
     /// Whether it is heard of.
     pub reachable: bool,
+    /// What is not as it should be, and what to do; empty when all is well.
+    pub problem: String,
 }
 
 /// One condition of a node.

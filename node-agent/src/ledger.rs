@@ -23,6 +23,8 @@ const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 const FORMAT: u8 = 1;
 /// Changes that wait for the disk; a session waits with the next feed when it is full.
 const WRITES: usize = 64;
+/// How often a disk that did not take the ledger is tried again.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// Parts of one feed are held until the last: what a broken server could make us hold, in items.
 const MAX_PARTS_ITEMS: usize = 1_000_000;
 
@@ -198,15 +200,14 @@ impl Ledger {
         let path = data_dir.join("ledger.redb");
         let secrets = run_dir.join("secrets");
         make_dir(&secrets)?;
-        let database = Database::builder()
-            .set_cache_size(1 << 20)
-            .create(&path)
-            .map_err(|source| LedgerError::Open { path, source: Box::new(source.into()) })?;
+        let database = open_database(&path)?;
         let mut state = load(&database)?;
         load_secrets(&secrets, &mut state)?;
+        let state = watch::Sender::new(state);
         let (sender, receiver) = mpsc::channel(WRITES);
-        drain.spawn(write_behind(database, secrets, receiver, drain.clone()));
-        Ok(Self { state: watch::Sender::new(state), writes: sender, parts: Vec::new() })
+        let disk = Disk { path, secrets, database: Some(database), state: state.subscribe() };
+        drain.spawn(write_behind(disk, receiver, drain.clone()));
+        Ok(Self { state, writes: sender, parts: Vec::new() })
     }
 
     /// What is known now, and word of every change.
@@ -377,32 +378,83 @@ fn load(database: &Database) -> Result<State, LedgerError> {
     Ok(state)
 }
 
-async fn write_behind(mut database: Database, secrets: PathBuf, mut writes: mpsc::Receiver<Write>, drain: DrainWatch) {
+fn open_database(path: &Path) -> Result<Database, LedgerError> {
+    let opened = Database::builder().set_cache_size(1 << 20).create(path);
+    opened.map_err(|source| LedgerError::Open { path: path.to_owned(), source: Box::new(source.into()) })
+}
+
+/// Where the ledger is kept.
+struct Disk {
+    path: PathBuf,
+    secrets: PathBuf,
+    /// `None` after a write that failed: it takes no more, and what it holds lags behind.
+    database: Option<Database>,
+    /// What it should hold.
+    state: watch::Receiver<State>,
+}
+
+impl Disk {
+    /// Writes a batch of changes. After one that failed: everything, into the database opened anew, so that none is missing.
+    fn write(&mut self, batch: &[Write]) -> Result<(), LedgerError> {
+        let outcome = match &self.database {
+            Some(database) => write_batch(database, &self.secrets, batch),
+            None => {
+                let database = open_database(&self.path)?;
+                let outcome = write_batch(&database, &self.secrets, &everything(&self.state.borrow()));
+                self.database = Some(database);
+                outcome
+            }
+        };
+        if outcome.is_err() {
+            self.database = None;
+        }
+        outcome
+    }
+}
+
+fn everything(state: &State) -> Vec<Write> {
+    let put = state.objects.iter().map(|(key, held)| {
+        let object = serde_json::to_vec(&held.tree).unwrap_or_default();
+        let item = Item { uid: held.uid.clone(), revision: held.revision, object, ..Item::default() };
+        (key.clone(), encode(&item))
+    });
+    let change = Write::Change { whole: true, put: put.collect(), removed: Vec::new(), generation: state.generation };
+    std::iter::once(change).chain(state.settings.clone().map(Write::Settings)).collect()
+}
+
+async fn write_behind(mut disk: Disk, mut writes: mpsc::Receiver<Write>, drain: DrainWatch) {
     loop {
-        let first = tokio::select! {
+        let behind = disk.database.is_none();
+        let mut batch = tokio::select! {
             biased;
             // Cancel safe: a write is taken whole or not at all.
             write = writes.recv() => match write {
-                Some(write) => write,
+                Some(write) => vec![write],
                 None => return,
             },
             // What was queued before the drain began still goes to disk: the branch above comes first.
             () = drain.signaled() => return,
+            () = tokio::time::sleep(AGAIN), if behind => Vec::new(),
         };
-        let mut batch = vec![first];
         while let Ok(write) = writes.try_recv() {
             batch.push(write);
         }
-        let (moved, dir) = (database, secrets.clone());
         let done = tokio::task::spawn_blocking(move || {
-            let outcome = write_batch(&moved, &dir, &batch);
-            (moved, batch, outcome)
+            let outcome = disk.write(&batch);
+            (disk, batch, outcome)
         });
         let Ok((moved, batch, outcome)) = done.await else { return };
-        database = moved;
-        if let Err(error) = outcome {
-            // The servers tell it all again after a restart; until then memory holds it.
-            tracing::error!(error = coracle_base::one_line(&error), "the ledger was not written");
+        disk = moved;
+        match outcome {
+            // Memory holds it until the disk takes it; after a restart the servers tell it all again.
+            Err(error) if !behind => {
+                tracing::error!(
+                    error = coracle_base::one_line(&error),
+                    "the ledger is not written until the disk takes it"
+                );
+            }
+            Ok(()) if behind => tracing::info!("the ledger is written again"),
+            _ => {}
         }
         for write in batch {
             if let Write::Flush(done) = write {

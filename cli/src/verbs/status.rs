@@ -55,7 +55,7 @@ pub async fn run(data_dir: &Path, status: &Status) -> Result<(), Failure> {
         text => output::raw(text.as_bytes()),
     }
     let bad = wrong(&answer);
-    if bad.is_empty() { Ok(()) } else { Err(Failure { code: 5, message: bad.join("; ") }) }
+    if bad.is_empty() { Ok(()) } else { Err(Failure { code: 5, message: bad.join("\nerror: ") }) }
 }
 
 fn output_of(status: &Status, answer: &Value) -> String {
@@ -69,6 +69,12 @@ fn output_of(status: &Status, answer: &Value) -> String {
 /// What is not as it should be, in words.
 fn wrong(answer: &Value) -> Vec<String> {
     let mut bad = Vec::new();
+    for server in list(&answer["servers"]) {
+        let problem = text(&server["problem"]);
+        if !problem.is_empty() {
+            bad.push(format!("server {}: {problem}", text(&server["name"])));
+        }
+    }
     for node in list(&answer["nodes"]) {
         if node["ready"] == false {
             bad.push(format!("node {} is not ready", text(&node["name"])));

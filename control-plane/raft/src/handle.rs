@@ -22,6 +22,9 @@ use crate::wal::{Log, LogConfig, Space, WalError, Writer};
 /// Proposals that wait at most; each is at most an object, and beyond this a client is told to come back.
 const QUEUE: usize = 4096;
 
+/// A snapshot that could not be written is tried again after this.
+const SNAPSHOT_AGAIN: Duration = Duration::from_secs(5);
+
 /// What a server needs to open its share of the memory.
 #[derive(Debug, Clone)]
 pub struct RaftConfig {
@@ -80,6 +83,18 @@ pub enum OpenError {
         log: u64,
         /// The last entry of the snapshot; 0 when there is none.
         snapshot: u64,
+    },
+    /// A new log on a disk that is too small for it.
+    #[error(
+        "{path} has no room for the cluster's log: {needed_mb} MB are set aside for it, {free_mb} MB are free\nhint: free some, or put the data directory on another disk with --data-dir"
+    )]
+    NoRoom {
+        /// The directory.
+        path: PathBuf,
+        /// What a log takes at its start.
+        needed_mb: u64,
+        /// What there is.
+        free_mb: u64,
     },
     /// The directory or a thread could not be had.
     #[error("cannot {operation}")]
@@ -314,6 +329,16 @@ impl Raft {
         }
     }
 
+    /// What keeps this server from taking all that is proposed, in words; `None` when nothing does.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let stats = self.inner.writer.stats();
+        if let Some(reason) = stats.failure() {
+            return Some(format!("{}", ProposeError::Poisoned(reason.to_owned())));
+        }
+        (stats.space() != Space::Free).then(|| ProposeError::DiskFull.to_string())
+    }
+
     /// Takes nothing more, finishes what is queued, closes the log and gives the directory back. A second call does nothing.
     pub async fn shutdown(&self) {
         drop(self.inner.proposals.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -376,9 +401,13 @@ fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
     };
     let log_disk = match &config.log_disk {
         Some(given) => given.clone(),
-        None => disk("log")?,
+        None => {
+            let directory = disk("log")?;
+            check_room(&config, &*directory)?;
+            directory
+        }
     };
-    let log = Log::open(log_disk, log_config)?;
+    let log = Log::open(log_disk, log_config).map_err(|error| error.below(&config.dir.join("log")))?;
     let reached = loaded.as_ref().map(|(saved, _)| saved.reach.last.index);
     let index = log.index();
     let index = index.lock().unwrap_or_else(PoisonError::into_inner);
@@ -392,6 +421,21 @@ fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
         .map_err(system("read the list of servers"))?;
     let writer = Writer::start(log).map_err(system("start the log's thread"))?;
     Ok(Loaded { config, identity, lock, shared: Arc::new(shared), writer: Arc::new(writer), snapshots, is_new })
+}
+
+/// A new log is not begun where it would be full from the first day.
+fn check_room(config: &RaftConfig, directory: &dyn Disk) -> Result<(), OpenError> {
+    let path = directory.path();
+    if !directory.list().map_err(system("list the log's directory"))?.is_empty() {
+        return Ok(());
+    }
+    let found = rustix::fs::statvfs(&path).map_err(|error| system("measure the log's disk")(error.into()))?;
+    let (free, needed) =
+        (found.f_bavail.saturating_mul(found.f_frsize), 2 * config.segment_bytes + config.reserve_bytes);
+    if free < needed {
+        return Err(OpenError::NoRoom { path, needed_mb: needed >> 20, free_mb: free >> 20 });
+    }
+    Ok(())
 }
 
 fn open_directory(path: &Path) -> Result<Arc<RealDisk>, OpenError> {
@@ -469,10 +513,13 @@ async fn take_snapshots(
     writer: Arc<Writer>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut failed = false;
     loop {
-        // Both branches only wait; dropping either loses nothing.
+        // All branches only wait; dropping any loses nothing.
         tokio::select! {
-            () = shared.snapshot_due.notified() => {}
+            () = shared.snapshot_due.notified(), if !failed => {}
+            // Each try encodes the whole state: not with every change while the disk is full.
+            () = tokio::time::sleep(SNAPSHOT_AGAIN), if failed => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let Some((reach, frozen)) = shared.due() else { continue };
@@ -482,7 +529,10 @@ async fn take_snapshots(
         let saved = match written {
             Ok(Ok(saved)) => saved,
             Ok(Err(error)) => {
-                tracing::warn!(error = %coracle_base::one_line(&error), "no snapshot was written; the next change tries again");
+                if !failed {
+                    tracing::warn!(error = %coracle_base::one_line(&error), "no snapshot is written until the disk takes it");
+                }
+                failed = true;
                 continue;
             }
             Err(error) => {
@@ -490,6 +540,7 @@ async fn take_snapshots(
                 continue;
             }
         };
+        failed = false;
         tracing::info!(index = last.index, bytes = saved.bytes, "snapshot written");
         let log_bytes = writer.index().lock().unwrap_or_else(PoisonError::into_inner).bytes_after(Some(last.index));
         let before = shared.took(saved, log_bytes);

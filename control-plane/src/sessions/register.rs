@@ -73,6 +73,11 @@ pub(super) async fn register(
                     return match memory.propose(renewed.into()).await {
                         Ok(_) => Ok(cidr),
                         Err(ProposeError::Rejected { .. }) => continue,
+                        // It is known, and without it no pod could be deleted; labels and taints wait for the next session.
+                        Err(ProposeError::DiskFull) => {
+                            let _ = memory.propose(status_only(stored, &offered).into()).await;
+                            Ok(cidr)
+                        }
                         Err(source) => Err(RegisterError::Propose { node: node.to_owned(), source }),
                     };
                 }
@@ -149,6 +154,12 @@ fn renew(stored: &Object, offered: &Value) -> Op {
         value: Arc::new(value),
         claims: None,
     }
+}
+
+/// The part that a full disk still takes.
+fn status_only(stored: &Object, offered: &Value) -> Op {
+    let status = merge_status(&stored.tree()["status"], &offered["status"]);
+    Op::Status { key: stored.key.clone(), uid: stored.uid.clone(), status: Arc::new(status) }
 }
 
 /// The agent's status over the stored one. A condition whose status did not change keeps its `lastTransitionTime`, so that

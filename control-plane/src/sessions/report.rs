@@ -62,7 +62,7 @@ pub(super) async fn apply(memory: &dyn Memory, node: &str, report: Report) {
         match outcome {
             Ok(_) | Err(ProposeError::Rejected { .. }) => {}
             // The agent keeps its latest word and says it again with the next change or session.
-            Err(error) => tracing::warn!(node, error = %error, "a report could not be stored"),
+            Err(error) => tracing::warn!(node, error = coracle_base::one_line(&error), "a report could not be stored"),
         }
     }
 }

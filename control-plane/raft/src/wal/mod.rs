@@ -23,6 +23,7 @@ mod segment;
 mod writer;
 
 use std::io;
+use std::path::Path;
 
 pub use index::Index;
 pub use log::{Log, LogConfig, Space};
@@ -96,6 +97,18 @@ pub enum WalError {
 }
 
 impl WalError {
+    /// The same with the whole path of the file it names.
+    pub(crate) fn below(mut self, directory: &Path) -> Self {
+        if let Self::Io { file, .. }
+        | Self::Corrupt { file, .. }
+        | Self::Foreign { file, .. }
+        | Self::Format { file, .. } = &mut self
+        {
+            *file = directory.join(&*file).display().to_string();
+        }
+        self
+    }
+
     pub(crate) fn io(operation: &'static str, file: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let file = file.into();
         move |source| Self::Io { operation, file, source }
