@@ -12,7 +12,7 @@ use coracle_manifests::view::{controller_uid, int, is_deleting, list, text};
 use coracle_store::{Key, Object, Op, Transaction, View};
 use serde_json::{Value, json};
 
-use crate::objects::{REPLICASETS, adopt, controller_reference, create, disown, remove, status};
+use crate::objects::{Note, REPLICASETS, adopt, controller_reference, create, disown, event, remove, status};
 use crate::pods::{count, is_active, is_ready, ready_since, silent_nodes};
 use crate::{Ids, objects};
 
@@ -49,7 +49,7 @@ pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
         transactions.extend(set_status(set, &replicas, now, &silent).map(Transaction::from));
         if !is_deleting(set.tree()) {
             let scope = Scope { view, now, silent: &silent };
-            transactions.extend(shrink(&scope, set, &mut replicas));
+            transactions.extend(shrink(&scope, set, &mut replicas, ids));
             made.extend(grow(&scope, set, replicas.len(), ids));
         }
     }
@@ -120,36 +120,61 @@ fn wanted(set: &Object) -> usize {
     usize::try_from(int(&set.tree()["spec"]["replicas"], 1)).unwrap_or(0)
 }
 
-fn shrink(scope: &Scope<'_>, set: &Arc<Object>, replicas: &mut [&Arc<Object>]) -> Vec<Transaction> {
+fn shrink(scope: &Scope<'_>, set: &Arc<Object>, replicas: &mut [&Arc<Object>], ids: &mut dyn Ids) -> Vec<Transaction> {
     let Some(surplus) = replicas.len().checked_sub(wanted(set)).filter(|surplus| *surplus > 0) else {
         return Vec::new();
     };
     let crowding = crowding(scope.view, set);
     replicas.sort_by_cached_key(|pod| Preference::of(pod, &crowding, scope.silent));
     let going = replicas[..surplus.min(BURST)].iter();
-    going.filter_map(|pod| remove(pod, scope.now)).map(Transaction::from).collect()
+    let mut transactions = Vec::new();
+    for pod in going {
+        if let Some(removal) = remove(pod, scope.now) {
+            let told = tell(scope, set, "SuccessfulDelete", format!("Deleted pod: {}", pod.key.name), ids);
+            transactions.push(Transaction { ops: vec![removal, told] });
+        }
+    }
+    transactions
+}
+
+/// An event about a ReplicaSet, in the words of upstream.
+fn tell(scope: &Scope<'_>, set: &Object, reason: &str, message: String, ids: &mut dyn Ids) -> Op {
+    event(set, Note { kind: "Normal", reason, message, component: "replicaset-controller" }, scope.now, ids)
 }
 
 fn grow(scope: &Scope<'_>, set: &Arc<Object>, replicas: usize, ids: &mut dyn Ids) -> Vec<Transaction> {
     let missing = wanted(set).saturating_sub(replicas).min(BURST);
     let mut taken = HashSet::new();
-    let pods: Vec<Op> = (0..missing).map(|_| new_pod(scope, set, &mut taken, ids)).collect();
-    pods.chunks(BATCH).map(|ops| Transaction { ops: ops.to_vec() }).collect()
+    let mut ops = Vec::with_capacity(2 * missing);
+    for _ in 0..missing {
+        let name = new_name(scope, set, &mut taken, ids);
+        let told = format!("Created pod: {name}");
+        ops.push(new_pod(scope, set, name, ids));
+        ops.push(tell(scope, set, "SuccessfulCreate", told, ids));
+    }
+    ops.chunks(2 * BATCH).map(|ops| Transaction { ops: ops.to_vec() }).collect()
 }
 
-fn new_pod(scope: &Scope<'_>, set: &Arc<Object>, taken: &mut HashSet<String>, ids: &mut dyn Ids) -> Op {
-    let template = &set.tree()["spec"]["template"];
-    // Upstream's generated names leave room for the five random characters in 63.
+/// What the names of a ReplicaSet's pods begin with: upstream's generated names leave room for the five random characters in 63.
+fn base_name(set: &Object) -> String {
     let mut base: String = set.key.name.chars().take(57).collect();
     base.push('-');
-    let name = loop {
+    base
+}
+
+fn new_name(scope: &Scope<'_>, set: &Object, taken: &mut HashSet<String>, ids: &mut dyn Ids) -> String {
+    let base = base_name(set);
+    loop {
         let name = format!("{base}{}", ids.suffix());
-        if !taken.contains(&name) && scope.view.find("pods", &set.key.namespace, &name).is_none() {
-            break name;
+        if scope.view.find("pods", &set.key.namespace, &name).is_none() && taken.insert(name.clone()) {
+            return name;
         }
-    };
-    taken.insert(name.clone());
-    let mut metadata = json!({"generateName": base, "ownerReferences": [controller_reference(set)]});
+    }
+}
+
+fn new_pod(scope: &Scope<'_>, set: &Arc<Object>, name: String, ids: &mut dyn Ids) -> Op {
+    let template = &set.tree()["spec"]["template"];
+    let mut metadata = json!({"generateName": base_name(set), "ownerReferences": [controller_reference(set)]});
     for field in ["labels", "annotations", "finalizers"] {
         if let Some(value) = template["metadata"].get(field).filter(|value| !value.is_null()) {
             metadata[field] = value.clone();

@@ -97,7 +97,7 @@ mod replicaset {
         let view = world.view();
         let plan = coracle_controllers::replicaset::plan(&view, world.now, &mut world.ids);
         let sizes: Vec<usize> = plan.iter().map(|transaction| transaction.ops.len()).collect();
-        assert_eq!(sizes.iter().sum::<usize>(), 501, "500 pods and a status");
+        assert_eq!(sizes.iter().sum::<usize>(), 1001, "500 pods, as many events, and a status");
         assert!(sizes.len() <= 11, "{sizes:?}");
         world.settle();
         assert_eq!(world.list("pods").len(), 720);
