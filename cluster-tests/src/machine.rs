@@ -329,14 +329,22 @@ impl Machine {
         (head.starts_with("HTTP/1.1 200") || head.starts_with("HTTP/1.0 200")).then(|| body.to_owned())
     }
 
+    /// Builds the demo image as a layout.
+    ///
+    /// # Panics
+    /// It cannot be built.
+    pub fn build_hello(&self, layout: &Path) {
+        let built = Command::new(program("example-images")).arg("hello").arg(layout).output().expect("example-images");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    }
+
     /// Imports the demo image; builds it once a test process.
     ///
     /// # Panics
     /// It cannot be built or imported.
     pub fn import_hello(&self) {
         let layout = self.dir.path().join("hello.image");
-        let built = Command::new(program("example-images")).arg("hello").arg(&layout).output().expect("example-images");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        self.build_hello(&layout);
         let _ = self.coracle(&["image", "import", &layout.display().to_string()]);
     }
 

@@ -44,7 +44,10 @@ pub enum ImageError {
         available: Vec<String>,
     },
     /// Content that does not have the digest it was asked for by.
-    #[error("{what} is corrupt: expected {expected}, got {got}")]
+    #[error(
+        "{what} is corrupt: {}its contents have the digest {got}\n  hint: it was damaged on its way or on a disk; build, save or fetch the image again and `coracle image import` it, or wait for the next pull",
+        promised(.what, .expected)
+    )]
     Corrupt {
         /// `layer sha256:..`, `manifest of ..`
         what: String,
@@ -111,6 +114,11 @@ pub enum ImageError {
     /// A background thread ended early: the program is going down.
     #[error("the operation was cut short by the end of the program")]
     Cancelled,
+}
+
+/// What it should be, unless its name says that already.
+fn promised(what: &str, expected: &Digest) -> String {
+    if what.contains(expected.as_str()) { String::new() } else { format!("{expected} was promised, ") }
 }
 
 impl ImageError {

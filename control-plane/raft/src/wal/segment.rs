@@ -197,6 +197,11 @@ impl Segment {
             at += length as u64;
         }
         if cleared {
+            tracing::info!(
+                file = self.name,
+                offset,
+                "the log's last frame was torn and is dropped: nobody was told of it"
+            );
             self.file.sync().map_err(WalError::io("sync", &self.name))?;
         }
         Ok(())
