@@ -271,17 +271,17 @@ fn a_restart_of_the_agent_stops_nothing_and_loses_nothing() {
 }
 
 #[test]
-fn a_sidecar_an_init_container_and_a_memory_volume() {
+fn a_sidecar_an_init_container_a_memory_volume_and_shared_memory() {
     in_own_network(async || {
         let lab = Lab::new().await;
         let server = lab.server.clone();
         let mount = json!([{"name": "m", "mountPath": "/m"}, {"name": "m", "mountPath": "/sub", "subPath": "deep/er"}]);
         let init = json!([
             {"name": "side", "image": "test/busybox:1", "restartPolicy": "Always", "command": ["sh", "-c", "trap 'echo bye; exit 0' TERM; echo side; while true; do sleep 0.05; done"]},
-            {"name": "first", "image": "test/busybox:1", "command": ["sh", "-c", "echo made > /sub/file; stat -c %a:%g /m"], "volumeMounts": mount},
+            {"name": "first", "image": "test/busybox:1", "command": ["sh", "-c", "echo made > /sub/file; echo shared > /dev/shm/x; stat -c %a:%g /m"], "volumeMounts": mount},
         ]);
         let app = container(
-            json!({"command": ["sh", "-c", "cat /m/deep/er/file; grep ' /m ' /proc/mounts; id -G"], "volumeMounts": mount}),
+            json!({"command": ["sh", "-c", "cat /m/deep/er/file /dev/shm/x; grep ' /m ' /proc/mounts; id -G"], "volumeMounts": mount}),
         );
         let extra = json!({
             "restartPolicy": "Never", "initContainers": init, "securityContext": {"fsGroup": 4321},
@@ -291,7 +291,10 @@ fn a_sidecar_an_init_container_and_a_memory_volume() {
         server.until("done", |told| told.statuses.get("p").is_some_and(|status| status["phase"] == "Succeeded")).await;
         let log = server.log_text("p", "c").await.unwrap();
         assert!(
-            log.starts_with("made\n") && log.contains("tmpfs") && log.contains("size=1024k") && log.contains("4321"),
+            log.starts_with("made\nshared\n")
+                && log.contains("tmpfs")
+                && log.contains("size=1024k")
+                && log.contains("4321"),
             "{log}"
         );
         assert_eq!(server.log_text("p", "first").await.unwrap(), "2777:4321\n");

@@ -400,7 +400,10 @@ impl Pod {
         if containers.len() == inits {
             return Err(PodError::Missing("container"));
         }
-        let volumes: Vec<Volume> = list(&spec["volumes"]).iter().map(volume).collect::<Result<_, _>>()?;
+        let mut volumes: Vec<Volume> = list(&spec["volumes"]).iter().map(volume).collect::<Result<_, _>>()?;
+        if containers.len() > 1 {
+            volumes.extend(share_memory(&mut containers));
+        }
         unique("container", containers.iter().map(|container| &container.name))?;
         unique("volume", volumes.iter().map(|volume| &volume.name))?;
         let hostname = text(&spec["hostname"]);
@@ -647,6 +650,30 @@ fn volume(tree: &Value) -> Result<Volume, PodError> {
     Ok(Volume { name, source })
 }
 
+/// The size of `/dev/shm` (as everywhere).
+const SHARED_MEMORY_BYTES: u64 = 64 << 20;
+
+/// Containers of one pod share `/dev/shm`, as they share their IPC namespace: POSIX shared memory is files there. A pod of one
+/// container needs no volume for that, and a container that mounts its own has asked for it.
+fn share_memory(containers: &mut [Container]) -> Option<Volume> {
+    // No name of a user's begins with a dot.
+    let name = ".shm";
+    let mut sharing = 0;
+    for container in containers {
+        if container.mounts.iter().all(|mount| mount.path.trim_end_matches('/') != "/dev/shm") {
+            container.mounts.push(VolumeMount {
+                volume: name.to_owned(),
+                path: "/dev/shm".to_owned(),
+                read_only: false,
+                sub_path: String::new(),
+            });
+            sharing += 1;
+        }
+    }
+    let source = VolumeSource::EmptyDir { memory: true, size_limit: Some(SHARED_MEMORY_BYTES) };
+    (sharing > 0).then(|| Volume { name: name.to_owned(), source })
+}
+
 /// Names become parts of paths on the node: nothing but letters, digits, `-`, `.` and `_`, and no dot first.
 fn check_name(field: &'static str, value: &str) -> Result<(), PodError> {
     let fine = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
@@ -720,6 +747,20 @@ mod tests {
         );
         assert_eq!(probe.handler, Handler::Tcp { host: String::new(), port: PortRef::Name("web".into()) });
         assert!(pod.containers[0].security.allow_escalation);
+    }
+
+    #[test]
+    fn containers_of_one_pod_share_their_shared_memory() {
+        let alone = pod(json!({"containers": [{"name": "c"}]}));
+        assert!(alone.volumes.is_empty() && alone.containers[0].mounts.is_empty());
+        let own = json!([{"name": "m", "mountPath": "/dev/shm/"}]);
+        let three = pod(json!({
+            "initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b", "volumeMounts": own}],
+            "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}],
+        }));
+        let mounts = |index: usize| three.containers[index].mounts.iter().map(|mount| mount.volume.as_str());
+        assert!(mounts(0).eq([".shm"]) && mounts(1).eq([".shm"]) && mounts(2).eq(["m"]));
+        assert_eq!(three.volumes.len(), 2);
     }
 
     #[test]
