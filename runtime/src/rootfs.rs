@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags};
 
 /// What went wrong with a root file system.
 #[derive(Debug, thiserror::Error)]
@@ -93,37 +93,47 @@ pub fn overlay(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd,
 /// Whether this kernel wants the layers in one option: found out once, since it complains in its log each time.
 static JOINED: AtomicBool = AtomicBool::new(false);
 
-/// The same for kernels before 6.7: one option of at most a page, mounted for a moment where only root looks. Folders are
-/// named by open descriptors: some two hundred fit into the page, and no `:` or `,` of a path ends an option.
+/// The same for kernels before 6.7: one option of at most a page, mounted for a moment in a mount namespace of its own, where
+/// neither systemd nor anybody else sees it. Folders are named by open descriptors: some two hundred fit into the page, and
+/// no `:` or `,` of a path ends an option.
 fn overlay_joined(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, RootfsError> {
-    let fail = |step: &str, source: std::io::Error| RootfsError::Mount { step: step.to_owned(), source };
+    // A namespace of this thread alone, which ends with it.
+    let mount = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|errno| RootfsError::Mount {
+            step: "leave the mounts of the machine".to_owned(),
+            source: errno.into(),
+        })?;
+        mount_joined(layers, upper, work)
+    };
+    std::thread::scope(|scope| scope.spawn(mount).join()).unwrap_or_else(|_| {
+        let source = std::io::Error::other("the thread that mounts it has panicked");
+        Err(RootfsError::Mount { step: "overlay".to_owned(), source })
+    })
+}
+
+fn mount_joined(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, RootfsError> {
+    let fail = |step: String, source: std::io::Error| RootfsError::Mount { step, source };
     let open = |path: &Path| {
         rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| fail(&format!("open {}", path.display()), errno.into()))
+            .map_err(|errno| fail(format!("open {}", path.display()), errno.into()))
     };
     let name = |folder: &OwnedFd| format!("/proc/self/fd/{}", folder.as_raw_fd());
     let lower = layers.iter().map(|layer| open(layer)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, held) = (open(upper)?, open(work)?);
+    let (writable, scratch) = (open(upper)?, open(work)?);
     let joined = lower.iter().map(name).collect::<Vec<_>>().join(":");
-    let options = format!("lowerdir={joined},upperdir={},workdir={}", name(&upper), name(&held));
+    let options = format!("lowerdir={joined},upperdir={},workdir={}", name(&writable), name(&scratch));
+    let step = || format!("overlay of {} layers in one option", layers.len());
     if options.len() > 4095 {
-        let source = std::io::Error::from(std::io::ErrorKind::ArgumentListTooLong);
-        return Err(fail(&format!("overlay of {} layers before Linux 6.7", layers.len()), source));
+        return Err(fail(step(), std::io::ErrorKind::ArgumentListTooLong.into()));
     }
-    let options = std::ffi::CString::new(options).map_err(|error| fail("name the layers", error.into()))?;
-    let mut place = work.as_os_str().to_owned();
-    place.push("-mount");
-    std::fs::create_dir_all(&place).map_err(|source| fail("create a folder to mount at", source))?;
-    let mounted =
-        rustix::mount::mount("coracle", &place, "overlay", rustix::mount::MountFlags::NODEV, options.as_c_str());
-    let tree = mounted.and_then(|()| {
-        let how = rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = rustix::mount::open_tree(rustix::fs::CWD, &place, how);
-        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH)?;
-        tree
-    });
-    let _ = std::fs::remove_dir(&place);
-    tree.map_err(|errno| fail(&format!("overlay of {} layers", layers.len()), errno.into()))
+    let options = std::ffi::CString::new(options).map_err(|error| fail(step(), error.into()))?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .and_then(|()| rustix::mount::mount("coracle", upper, "overlay", MountFlags::NODEV, options.as_c_str()))
+        .and_then(|()| {
+            let how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            rustix::mount::open_tree(rustix::fs::CWD, upper, how)
+        })
+        .map_err(|errno| fail(step(), errno.into()))
 }
 
 /// Reads `USER[:GROUP]` with the root's own `/etc/passwd` and `/etc/group`. Empty is root.
@@ -253,7 +263,6 @@ mod tests {
                 ("top".into(), "top".into(), "bottom".into()),
                 "{name}"
             );
-            assert!(!path(&format!("{name}-work-mount")).exists());
         }
         let many: Vec<PathBuf> = (0..120).map(|number| path(&format!("a:b,{number}-{}", "x".repeat(100)))).collect();
         for layer in &many {

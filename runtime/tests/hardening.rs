@@ -142,6 +142,35 @@ async fn a_volume_that_changes_under_the_mount_leads_nowhere() {
 }
 
 #[tokio::test]
+async fn mounts_are_shared_with_nobody() {
+    // systemd shares all mounts of a machine: copies of them must neither show a container's mounts nor be shown others.
+    let Some(lab) = lab("shared").await else { return };
+    let volume = lab.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let source = volume.display().to_string();
+    let mount = |words: &[&str]| {
+        let done = std::process::Command::new(words[0]).args(&words[1..]).status().unwrap();
+        assert!(done.success(), "{words:?}");
+    };
+    mount(&["mount", "-t", "tmpfs", "shared", &source]);
+    mount(&["mount", "--make-shared", &source]);
+    let pod = lab.pod("p1").await;
+    let mut spec = spec(&["sh", "-c", "cat /proc/self/mountinfo; echo done; sleep 100"]);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/vol", "type": "bind", "source": source, "options": ["rbind", "rw"]}));
+    mounts.push(json!({"destination": "/vol/inner", "type": "tmpfs", "source": "tmpfs", "options": []}));
+    let started = lab.try_start(&pod, "a", spec, Limits::default()).await;
+    let outside = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    wait("its mounts", || lab.said("a").contains("done")).await;
+    mount(&["umount", "-l", &source]);
+    started.unwrap();
+    assert!(!outside.contains(&format!("{source}/inner")), "a mount of the container is one of the machine: {outside}");
+    let inside = lab.said("a");
+    assert!(inside.contains(" /vol/inner ") && !inside.contains("shared:") && !inside.contains("master:"), "{inside}");
+    lab.finish().await;
+}
+
+#[tokio::test]
 async fn execs_leak_nothing_and_wait_for_nobody() {
     let Some(lab) = lab("execs").await else { return };
     let pod = lab.pod("p1").await;

@@ -85,6 +85,7 @@ impl Interpreter<'_> {
             }
             Op::Bind { fd, target, attributes } => {
                 let mount = self.fd(*fd)?;
+                sys::make_private(mount)?;
                 if *attributes != 0 {
                     sys::set_mount_attributes(mount, *attributes, true)?;
                 }
@@ -165,7 +166,9 @@ impl Interpreter<'_> {
                 std::ptr::null(),
             )
         }))?;
-        sys::move_mount(self.fd(fd)?, libc::AT_FDCWD, stage)?;
+        let mount = self.fd(fd)?;
+        sys::make_private(mount)?;
+        sys::move_mount(mount, libc::AT_FDCWD, stage)?;
         // SAFETY: the text ends with NUL.
         let root = sys::owned(i64::from(unsafe {
             libc::open(stage.as_ptr(), libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)

@@ -80,7 +80,16 @@ struct MountAttr {
 
 /// mount_setattr(2) of an open mount.
 pub(crate) fn set_mount_attributes(mount: RawFd, set: u64, recursive: bool) -> Sys<()> {
-    let attributes = MountAttr { set, clear: 0, propagation: 0, userns: 0 };
+    change_mount(mount, &MountAttr { set, clear: 0, propagation: 0, userns: 0 }, recursive)
+}
+
+/// Ends all sharing of a detached mount and what is below it: systemd shares every mount of the machine, and a copy of a
+/// shared one shows its mounts to the others and theirs to itself. No root can be changed into it either.
+pub(crate) fn make_private(mount: RawFd) -> Sys<()> {
+    change_mount(mount, &MountAttr { set: 0, clear: 0, propagation: libc::MS_PRIVATE, userns: 0 }, true)
+}
+
+fn change_mount(mount: RawFd, attributes: &MountAttr, recursive: bool) -> Sys<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the structure has the size that is given and outlives the call.
     let result = unsafe {
@@ -89,7 +98,7 @@ pub(crate) fn set_mount_attributes(mount: RawFd, set: u64, recursive: bool) -> S
             mount,
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<MountAttr>(),
         )
     };
