@@ -22,6 +22,9 @@ pub struct Get {
     what: Vec<String>,
     #[command(flatten)]
     scope: Scope,
+    /// All namespaces
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
     /// Only objects whose labels match, such as `app=web,tier!=db`
     #[arg(short = 'l', long)]
     selector: Option<String>,
@@ -45,9 +48,6 @@ pub struct Scope {
     /// The namespace
     #[arg(short, long, default_value = "default", env = "CORACLE_NAMESPACE")]
     pub namespace: String,
-    /// All namespaces
-    #[arg(short = 'A', long)]
-    pub all_namespaces: bool,
 }
 
 /// Runs the verb.
@@ -58,6 +58,14 @@ pub async fn run(client: &Client, get: &Get) -> Result<(), Failure> {
     let targets = resource::targets(&get.what, "get")?;
     if get.watch && targets.len() != 1 {
         return Err(Failure::usage("`-w` watches one resource type at a time"));
+    }
+    if let Some(target) = targets.iter().find(|target| target.name.is_some()) {
+        if get.all_namespaces && target.kind.namespaced {
+            return Err(Failure::usage("a name is looked for in one namespace: leave out `-A`, or the name"));
+        }
+        if get.selector.is_some() || get.field_selector.is_some() {
+            return Err(Failure::usage("a selector chooses among all objects: leave it out, or the name"));
+        }
     }
     let wide = get.output == Format::Wide;
     if matches!(get.output, Format::Table | Format::Wide) && !get.watch {
@@ -72,12 +80,8 @@ pub async fn run(client: &Client, get: &Get) -> Result<(), Failure> {
                         output::line("");
                     }
                     printed += 1;
-                    let text = output::table(
-                        &answer,
-                        wide,
-                        get.scope.all_namespaces && target.kind.namespaced,
-                        !get.no_headers,
-                    );
+                    let text =
+                        output::table(&answer, wide, get.all_namespaces && target.kind.namespaced, !get.no_headers);
                     output::raw(text.as_bytes());
                 }
                 Err(failure) => missing = Some(failure),
@@ -126,7 +130,7 @@ pub async fn run(client: &Client, get: &Get) -> Result<(), Failure> {
 }
 
 fn nothing(get: &Get) -> String {
-    if get.scope.all_namespaces {
+    if get.all_namespaces {
         "No resources found".to_owned()
     } else {
         format!("No resources found in namespace {}.", get.scope.namespace)
@@ -154,7 +158,7 @@ fn query(get: &Get, target: &Target<'_>) -> String {
 }
 
 async fn list(client: &Client, get: &Get, target: &Target<'_>, accept: &str) -> Result<Value, Failure> {
-    let namespace = (!get.scope.all_namespaces).then_some(get.scope.namespace.as_str());
+    let namespace = (!get.all_namespaces).then_some(get.scope.namespace.as_str());
     let path = resource::path(target.kind, namespace, target.name);
     let query = query(get, target);
     let path = if query.is_empty() { path } else { format!("{path}?{query}") };
@@ -162,7 +166,7 @@ async fn list(client: &Client, get: &Get, target: &Target<'_>, accept: &str) -> 
 }
 
 async fn watch(client: &Client, get: &Get, target: &Target<'_>) -> Result<(), Failure> {
-    let namespace = (!get.scope.all_namespaces).then_some(get.scope.namespace.as_str());
+    let namespace = (!get.all_namespaces).then_some(get.scope.namespace.as_str());
     let path = resource::path(target.kind, namespace, None);
     let mut query = query(get, &Target { name: None, ..*target });
     if let Some(name) = target.name {
@@ -176,7 +180,7 @@ async fn watch(client: &Client, get: &Get, target: &Target<'_>) -> Result<(), Fa
     let first = client.json(Method::GET, &format!("{path}?{}", joined("")), accept, None).await?;
     let mut header = !get.no_headers;
     let mut print = |answer: &Value| {
-        let text = output::table(answer, wide, get.scope.all_namespaces && target.kind.namespaced, header);
+        let text = output::table(answer, wide, get.all_namespaces && target.kind.namespaced, header);
         header = false;
         output::raw(text.as_bytes());
     };

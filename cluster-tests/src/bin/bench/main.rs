@@ -11,7 +11,7 @@ mod rooms;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use coracle_cluster_tests::machine::{Machine, program, workspace};
+use coracle_cluster_tests::machine::{Machine, program, programs, workspace};
 
 /// One line of PROMISES.md.
 struct Figure {
@@ -241,14 +241,21 @@ fn podmon_private(machine: &Machine) -> f64 {
     sum / count
 }
 
+/// What is packaged: `cargo build --profile dist -p coracle`, which takes a quarter of an hour and is therefore not built here; the
+/// ordinary release build without it.
 fn binary() -> Figure {
-    #[allow(clippy::cast_precision_loss)]
-    let size = std::fs::metadata(program("coracle")).map_or(f64::NAN, |meta| meta.len() as f64 / 1e6);
+    let size = |path: &std::path::Path| {
+        #[allow(clippy::cast_precision_loss)]
+        std::fs::metadata(path).ok().map(|meta| meta.len() as f64 / 1e6)
+    };
+    let release = size(&program("coracle"));
+    let dist = programs().parent().and_then(|folder| size(&folder.join("dist/coracle")));
+    let shown = |size: Option<f64>| size.map_or("not built".to_owned(), |size| format!("{size:.1} MB"));
     say(Figure {
-        what: "the binary, stripped",
+        what: "the binary, stripped: `--profile dist` / `--release`",
         promise: "< 25 MB",
         peer: "-".to_owned(),
-        ours: format!("{size:.1} MB"),
-        kept: Some(size < 25.0),
+        ours: format!("{} / {}", shown(dist), shown(release)),
+        kept: dist.or(release).map(|size| size < 25.0),
     })
 }
