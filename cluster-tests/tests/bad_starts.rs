@@ -139,7 +139,7 @@ fn a_start_that_is_interrupted_ends_at_once_and_leaves_nothing_wrong() {
         let signal = if round % 2 == 0 { Signal::INT } else { Signal::TERM };
         let moment = span.mul_f64(random.random());
         machine.start();
-        std::thread::sleep(moment);
+        std::thread::sleep(moment); // random moment
         let pid = Pid::from_raw(i32::try_from(machine.pid()).expect("a pid")).expect("a pid");
         let began = Instant::now();
         // Too early for the program to have said what it does with signals: then the signal itself ends it.
@@ -158,5 +158,20 @@ fn a_start_that_is_interrupted_ends_at_once_and_leaves_nothing_wrong() {
     machine.wait("the pod to run", |machine| machine.get(&["pod/a"])["status"]["phase"] == "Running");
     assert_eq!(machine.container_ids().len(), pod.len());
     assert!(!machine.log().contains("ERROR"), "{}", machine.log());
+    machine.down();
+}
+
+#[test]
+fn a_second_up_names_the_first_and_not_its_ports() {
+    let mut machine = Machine::new();
+    machine.up();
+    let run = machine.run().display().to_string();
+    let settings = std::fs::read(machine.data().join("up.json")).expect("up.json");
+    let said = machine.try_coracle(&["up", "--run-dir", &run]);
+    let expected = format!("is in use by process {}\nhint: that server is running already", machine.pid());
+    assert!(said.code == 1 && said.err.contains(&expected) && !said.err.contains("port"), "{said:?}");
+    // The first does not notice.
+    assert_eq!(std::fs::read(machine.data().join("up.json")).expect("up.json"), settings);
+    let _ = machine.coracle(&["get", "nodes"]);
     machine.down();
 }
