@@ -129,12 +129,14 @@ impl Cgroups {
         for line in table.lines() {
             let Some((head, tail)) = line.split_once(" - ") else { continue };
             let Some(mount) = head.split(' ').nth(4).map(PathBuf::from) else { continue };
-            // Something else may be mounted over it.
-            if !mount.join("cgroup.procs").exists() {
+            let mut tail = tail.split(' ');
+            let kind = tail.next().filter(|kind| matches!(*kind, "cgroup" | "cgroup2"));
+            // Something else may be mounted over it. Other kinds are not looked into: that would start automounts, and wait
+            // for servers that are gone.
+            if kind.is_none() || !mount.join("cgroup.procs").exists() {
                 continue;
             }
-            let mut tail = tail.split(' ');
-            match tail.next() {
+            match kind {
                 Some("cgroup2") => v2 = v2.or(Some(mount)),
                 Some("cgroup") => {
                     let options: Vec<String> =
