@@ -134,6 +134,27 @@ async fn volumes_and_hostile_targets_stay_inside() {
 }
 
 #[tokio::test]
+async fn folders_made_on_the_way_are_for_every_user() {
+    let Some(lab) = lab("made").await else { return };
+    let volume = lab.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("f"), "from the host").unwrap();
+    let pod = lab.pod("p1").await;
+    let mut spec = spec(&["sh", "-c", "cat /made/on/the/way/f; stat -c ' %a' /made /made/on /work; pwd; echo done"]);
+    spec["process"]["user"] = json!({"uid": 33, "gid": 33});
+    spec["process"]["cwd"] = json!("/work/here");
+    spec["mounts"].as_array_mut().unwrap().push(
+        json!({"destination": "/made/on/the/way", "type": "bind", "source": volume.display().to_string(), "options": ["rbind"]}),
+    );
+    lab.try_start(&pod, "a", spec, Limits::default()).await.unwrap();
+    ended(&pod, "a").await;
+    wait("the log", || lab.said("a").contains("done")).await;
+    assert!(lab.said("a").contains("from the host 755"), "{}", lab.said("a"));
+    assert!(lab.said("a").contains("/work/here"), "{}", lab.said("a"));
+    lab.finish().await;
+}
+
+#[tokio::test]
 async fn memory_is_limited_and_the_kill_is_told() {
     let Some(lab) = lab("oom").await else { return };
     let pod = lab.pod("p1").await;

@@ -36,8 +36,12 @@ struct Interpreter<'a> {
 impl Interpreter<'_> {
     fn all(&mut self, plan: &[u8], report: RawFd) -> Result<Never, (u32, i32)> {
         reset_signals();
-        // SAFETY: no memory is involved.
-        unsafe { libc::setsid() };
+        // SAFETY: no memory is involved in these two. The monitor keeps its files to itself; folders made for mounts and for
+        // the working folder are for every user of the container.
+        unsafe {
+            libc::setsid();
+            libc::umask(0o022);
+        }
         let mut decoder = Decoder::new(plan).map_err(|_| (0, libc::EINVAL))?;
         let mut index = 0;
         while let Some(op) = decoder.next_op().map_err(|_| (index, libc::EINVAL))? {
