@@ -11,8 +11,18 @@ use coracle_images::builder::{Attributes, LayerBuilder};
 use crate::Failure;
 
 /// A shell, the C library with its resolver, the usual small tools.
-const BASE: &[&str] =
-    &["base-files", "base-passwd", "netbase", "libc6", "libc-bin", "dash", "coreutils", "ca-certificates"];
+const BASE: &[&str] = &[
+    "base-files",
+    "base-passwd",
+    "netbase",
+    "libc6",
+    "libc-bin",
+    "dash",
+    "coreutils",
+    "grep",
+    "sed",
+    "ca-certificates",
+];
 
 /// In a merged system these are links, and files that packages put under the left end up under the right.
 const MERGED: &[(&str, &str)] = &[("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")];
@@ -25,9 +35,11 @@ pub struct Packages {
 
 /// Fetches the packages and everything they depend on into `cache`, unless they are there.
 pub fn fetch(cache: &Path, application: &[&str]) -> Result<Packages, Failure> {
-    let base = resolve(cache, BASE)?;
+    // To apt a relative path is one below its own folders.
+    let cache = std::path::absolute(cache).map_err(|error| Failure::Step("find the cache".to_owned(), error))?;
+    let base = resolve(&cache, BASE)?;
     let known: BTreeSet<&PathBuf> = base.iter().collect();
-    let all = resolve(cache, &[BASE, application].concat())?;
+    let all = resolve(&cache, &[BASE, application].concat())?;
     let application = all.into_iter().filter(|package| !known.contains(package)).collect();
     Ok(Packages { base, application })
 }
@@ -42,7 +54,7 @@ fn resolve(cache: &Path, names: &[&str]) -> Result<Vec<PathBuf>, Failure> {
     let list = cache.join(format!("{}.list", names.join("+")));
     if let Ok(text) = std::fs::read_to_string(&list) {
         let packages: Vec<PathBuf> = text.lines().map(|name| archives.join(name)).collect();
-        if packages.iter().all(|package| package.exists()) {
+        if !packages.is_empty() && packages.iter().all(|package| package.exists()) {
             return Ok(packages);
         }
     }
