@@ -272,7 +272,9 @@ mod tests {
         };
         assert_eq!(choose("x", &manifests, &platform("amd64")).unwrap().digest.as_str(), digest("03"));
         let error = choose("x:1", &manifests, &platform("s390x")).unwrap_err().to_string();
-        assert_eq!(error, "image x:1 has nothing for linux/s390x; it is there for linux/arm64, linux/amd64, linux/386");
+        let line = "image x:1 has nothing for linux/s390x; it is there for linux/arm64, linux/amd64, linux/386";
+        assert_eq!(error.lines().next(), Some(line));
+        assert!(error.contains("hint: take an image that was built for linux/s390x"), "{error}");
     }
 
     #[test]
