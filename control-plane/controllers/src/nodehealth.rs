@@ -3,9 +3,12 @@
 //!
 //! The taint is put on when a node falls silent. Pods that do not tolerate it leave a little later, and only when there is
 //! somewhere to go: with no other node ready nothing is gained by ending them. When two or more nodes and more than 55 % of
-//! all fall silent at once it is more likely that this server is cut off than that they died: then nothing is evicted.
+//! all fall silent at once it is more likely that this server is cut off than that they died: then nothing is evicted. For
+//! as long as nothing is evicted no node has the `NoExecute` taint: whoever is still silent when the first is back gets its
+//! whole time from then on.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use coracle_base::Millis;
 use coracle_manifests::time::rfc3339;
@@ -33,22 +36,24 @@ pub struct Beat {
 /// silent.
 #[must_use]
 pub fn plan(view: &View, now: Millis, beats: &BTreeMap<String, Beat>, dead_after_ms: Millis) -> Vec<Transaction> {
+    let mut nodes: Vec<(&Arc<Object>, Value)> = view
+        .list("nodes", None)
+        .map(|node| (node, judged(node, beats.get(&*node.key.name).map(|beat| beat.age_ms), dead_after_ms, now)))
+        .collect();
+    let silent = nodes.iter().filter(|(_, wanted)| is_silent(wanted)).count();
+    let nowhere_to_go = !nodes.iter().any(|(_, wanted)| is_true(wanted, "Ready"));
+    let cut_off = silent >= 2 && silent * 100 > nodes.len() * 55;
+    let evicting = !nowhere_to_go && !cut_off;
     let mut transactions = Vec::new();
-    let (mut nodes, mut silent, mut ready) = (0_usize, 0_usize, 0_usize);
-    for node in view.list("nodes", None) {
-        let age = beats.get(&*node.key.name).map(|beat| beat.age_ms);
-        let wanted = judged(node, age, dead_after_ms, now);
-        nodes += 1;
-        silent += usize::from(is_silent(&wanted));
-        ready += usize::from(is_true(&wanted, "Ready"));
-        if wanted != **node.tree() {
-            transactions.push(update(node, wanted).into());
+    for (node, wanted) in &mut nodes {
+        taint_as_ready(wanted, evicting, now);
+        if *wanted != **node.tree() {
+            transactions.push(update(node, wanted.clone()).into());
         }
     }
-    let cut_off = silent >= 2 && silent * 100 > nodes * 55;
-    if ready > 0 && !cut_off {
-        for node in view.list("nodes", None) {
-            transactions.extend(evict(view, node, now));
+    if evicting {
+        for (node, wanted) in &nodes {
+            transactions.extend(evict(view, &node.key.name, wanted, now));
         }
     }
     transactions
@@ -58,7 +63,7 @@ fn is_silent(node: &Value) -> bool {
     condition(node, "Ready").is_some_and(|ready| ready["reason"] == SILENT)
 }
 
-/// The node as its beats show it.
+/// The node with the conditions its beats show.
 fn judged(node: &Object, age: Option<Millis>, dead_after_ms: Millis, now: Millis) -> Value {
     let mut value = (**node.tree()).clone();
     match age {
@@ -82,10 +87,16 @@ fn judged(node: &Object, age: Option<Millis>, dead_after_ms: Millis, now: Millis
         }
         _ => {}
     }
-    let ready = condition(&value, "Ready").map(|ready| text(&ready["status"]).to_owned());
-    taint(&mut value, UNREACHABLE, ready.as_deref() == Some("Unknown"), now);
-    taint(&mut value, NOT_READY, ready.as_deref() == Some("False"), now);
     value
+}
+
+fn taint_as_ready(node: &mut Value, evicting: bool, now: Millis) {
+    let ready = condition(node, "Ready").map(|ready| text(&ready["status"]).to_owned());
+    for (key, status) in [(UNREACHABLE, "Unknown"), (NOT_READY, "False")] {
+        let wanted = ready.as_deref() == Some(status);
+        taint(node, key, "NoSchedule", wanted, now);
+        taint(node, key, "NoExecute", wanted && evicting, now);
+    }
 }
 
 fn set_condition(node: &mut Value, kind: &str, status: &str, reason: &str, message: &str, now: Millis) {
@@ -98,19 +109,17 @@ fn set_condition(node: &mut Value, kind: &str, status: &str, reason: &str, messa
     node["status"]["conditions"] = Value::Array(conditions);
 }
 
-/// Puts a taint on (for new pods, and for those that are there) or takes it off.
-fn taint(node: &mut Value, key: &str, wanted: bool, now: Millis) {
+/// Puts a taint on or takes it off.
+fn taint(node: &mut Value, key: &str, effect: &str, wanted: bool, now: Millis) {
     let mut taints = list(&node["spec"]["taints"]).to_vec();
-    let held = taints.iter().any(|taint| taint["key"] == key);
-    if held == wanted {
+    let is_it = |taint: &Value| taint["key"] == key && taint["effect"] == effect;
+    if taints.iter().any(is_it) == wanted {
         return;
     }
     if wanted {
-        for effect in ["NoSchedule", "NoExecute"] {
-            taints.push(json!({"key": key, "effect": effect, "timeAdded": rfc3339(now)}));
-        }
+        taints.push(json!({"key": key, "effect": effect, "timeAdded": rfc3339(now)}));
     } else {
-        taints.retain(|taint| taint["key"] != key);
+        taints.retain(|taint| !is_it(taint));
     }
     if !node["spec"].is_object() {
         node["spec"] = json!({});
@@ -123,13 +132,13 @@ fn taint(node: &mut Value, key: &str, wanted: bool, now: Millis) {
 }
 
 /// Ends the pods that do not put up with the node's `NoExecute` taints any longer.
-fn evict(view: &View, node: &Object, now: Millis) -> Vec<Transaction> {
+fn evict(view: &View, name: &str, node: &Value, now: Millis) -> Vec<Transaction> {
     let taints: Vec<&Value> =
-        list(&node.tree()["spec"]["taints"]).iter().filter(|taint| taint["effect"] == "NoExecute").collect();
+        list(&node["spec"]["taints"]).iter().filter(|taint| taint["effect"] == "NoExecute").collect();
     if taints.is_empty() {
         return Vec::new();
     }
-    view.pods_on(&node.key.name)
+    view.pods_on(name)
         .filter(|pod| !is_deleting(pod.tree()) && !is_finished(pod.tree()))
         .filter(|pod| taints.iter().any(|taint| leaves(pod.tree(), taint, now)))
         .filter_map(|pod| remove(pod, now))

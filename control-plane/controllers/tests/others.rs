@@ -407,7 +407,18 @@ mod nodes {
                 world.settle();
             }
             assert_eq!(ready(&world, "a"), "Unknown");
-            assert!(world.list("pods").iter().all(|pod| !is_deleting(pod.tree())), "{nodes:?}");
+            let all_stay = |world: &World| world.list("pods").iter().all(|pod| !is_deleting(pod.tree()));
+            assert!(all_stay(&world), "{nodes:?}");
+            // The first that is back ends no pod, neither its own nor those of another that is about to be back.
+            for node in nodes.iter().take(2) {
+                world.beats.get_mut(*node).unwrap().age_ms = 100;
+                world.settle();
+                assert!(all_stay(&world), "{nodes:?}: {node} is back");
+                world.now += 2_000;
+            }
+            world.settle();
+            assert!(all_stay(&world), "{nodes:?}");
+            assert!(world.tree("nodes", "a")["spec"].get("taints").is_none());
         }
     }
 
