@@ -162,6 +162,31 @@ fn a_start_that_is_interrupted_ends_at_once_and_leaves_nothing_wrong() {
 }
 
 #[test]
+fn a_first_start_that_is_cut_short_is_finished_by_the_next() {
+    let seed: u64 = std::env::var("CORACLE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    println!("CORACLE_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    for round in 0..9 {
+        let mut machine = Machine::new();
+        let signal = [Signal::INT, Signal::TERM, Signal::KILL][round % 3];
+        let moment = Duration::from_millis(random.random_range(0..800));
+        println!("{signal:?} after {moment:?}");
+        machine.start();
+        std::thread::sleep(moment); // random moment
+        let pid = Pid::from_raw(i32::try_from(machine.pid()).expect("a pid")).expect("a pid");
+        kill_process(pid, signal).expect("it runs");
+        machine.ended();
+        // What it left is taken over, or taken down.
+        if round % 2 == 0 {
+            machine.up();
+            let nodes = machine.coracle(&["get", "nodes"]);
+            assert!(nodes.contains("node1"), "{nodes}");
+        }
+        machine.down();
+    }
+}
+
+#[test]
 fn a_second_up_names_the_first_and_not_its_ports() {
     let mut machine = Machine::new();
     machine.up();

@@ -78,8 +78,8 @@ pub fn check_unused(dir: &Path) -> Result<(), MemoryError> {
 ///
 /// # Errors
 /// The folder is in use, or what is in it is damaged.
-pub async fn open(dir: &Path) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
-    let raft = Raft::open(RaftConfig::new(dir)).await?;
+pub async fn open(dir: &Path, segment_bytes: u64) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
+    let raft = Raft::open(RaftConfig { segment_bytes, reserve_bytes: segment_bytes, ..RaftConfig::new(dir) }).await?;
     Ok((Arc::new(Logged { raft: raft.clone() }), LogHandle { raft }))
 }
 

@@ -33,6 +33,8 @@ pub struct ServerConfig {
     pub node_ip: Ipv4Addr,
     /// The cluster's addresses.
     pub network: NetworkPlan,
+    /// Size of a segment of the log; space for three of them is set aside.
+    pub log_segment_bytes: u64,
 }
 
 /// Why a server did not start.
@@ -130,7 +132,7 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
             cluster: config.network.cluster_cidr.to_string(),
         });
     }
-    let (memory, log) = open(&config.data_dir.join("log")).await?;
+    let (memory, log) = open(&config.data_dir.join("log"), config.log_segment_bytes).await?;
     let authority = Authority::open(&config.data_dir.join("pki"), &log.cluster_id())?;
     let server = authority.leaf(&server_subject(&config))?;
     let admin = authority.leaf(&client_subject("admin", "kubernetes-admin", "system:masters"))?;

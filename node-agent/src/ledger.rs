@@ -655,6 +655,29 @@ mod tests {
         assert!(names(&ledger.state()).is_empty());
     }
 
+    #[test]
+    fn a_disk_that_did_not_take_it_gets_everything_once_it_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let secrets = dir.path().join("secrets");
+        make_dir(&secrets).unwrap();
+        let known =
+            merge(&State::default(), vec![feed(7, true, vec![item("pods", "a", 3), item("secrets", "key", 4)])]);
+        let state = State { settings: Some(Settings::default()), ..known.unwrap().state };
+        let path = dir.path().join("away/ledger.redb");
+        let (_sender, receiver) = watch::channel(state.clone());
+        let mut disk = Disk { path: path.clone(), secrets, database: None, state: receiver };
+        assert!(matches!(disk.write(&[]), Err(LedgerError::Open { .. })) && disk.database.is_none());
+        make_dir(path.parent().unwrap()).unwrap();
+        disk.write(&[]).unwrap();
+        let later = merge(&state, vec![feed(8, false, vec![item("pods", "b", 8)])]).unwrap();
+        disk.write(&[later.write]).unwrap();
+        disk.database = None;
+        let found = load(&open_database(&path).unwrap()).unwrap();
+        assert_eq!(names(&found), ["pods/a", "pods/b"]);
+        assert_eq!((found.generation.revision, found.settings.clone()), (8, Some(Settings::default())));
+        assert_eq!(found.get("pods", "n", "a").unwrap().tree["data"]["r"], "3");
+    }
+
     #[tokio::test]
     async fn a_second_agent_on_the_same_directory_is_told_so() {
         let (data, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -54,6 +54,9 @@ pub struct Up {
     /// The most pods this machine takes
     #[arg(long, env = "CORACLE_MAX_PODS", default_value_t = 250, value_name = "N")]
     max_pods: u32,
+    /// Size of a segment of the log in MB; three are set aside on the disk
+    #[arg(long, env = "CORACLE_LOG_SEGMENT_MB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=1024), value_name = "MB")]
+    log_segment_mb: u64,
     /// The bridge the pods hang on
     #[arg(long, env = "CORACLE_BRIDGE", default_value = "coracle0", value_name = "NAME")]
     bridge: String,
@@ -100,7 +103,11 @@ pub async fn run(data_dir: &Path, up: &Up) -> Result<(), Failure> {
         }
     };
     output::line(&format!("kubeconfig: {}", server.kubeconfig.display()));
-    output::line(&format!("API:        https://{}", server.api_address));
+    let mut api = server.api_address;
+    if api.ip().is_unspecified() {
+        api.set_ip(settings.node_ip);
+    }
+    output::line(&format!("API:        https://{api}"));
     output::line(&format!("status:     http://{}/", settings.status_listen));
     output::line("ready");
     stop.asked().await;
@@ -207,6 +214,7 @@ async fn start(settings: &Settings, up: &Up, drain: &Drain) -> Result<(ServerHan
         node_name: settings.node_name.clone(),
         node_ip,
         network,
+        log_segment_bytes: up.log_segment_mb << 20,
     };
     let server = server::start(config, drain.watch()).await.map_err(|error| Failure::from_error(&error))?;
     // The folder is ours now, and nothing is made outside it yet: from here on `down` finds what there is to take down.

@@ -132,12 +132,14 @@ fn word(error: &RaftError<Types, ClientWriteError<Types>>, stats: &WriterStats) 
     }
 }
 
+const SLICES: &str = "endpointslices.discovery.k8s.io";
+
 /// Whether a transaction gives space back, or only reports: what a full disk still takes.
 pub(crate) fn is_frugal(transaction: &Transaction) -> bool {
     transaction.ops.iter().all(|op| match op {
         Op::Delete { .. } | Op::Status { .. } => true,
-        // The first half of a graceful deletion.
-        Op::Update { value, .. } => !value["metadata"]["deletionTimestamp"].is_null(),
+        // The first half of a graceful deletion; and what tells Services of pods that are gone, which grows with the pods only.
+        Op::Update { key, value, .. } => !value["metadata"]["deletionTimestamp"].is_null() || *key.resource == *SLICES,
         Op::Create { .. } | Op::Bind { .. } | Op::RaiseEpoch => false,
     })
 }

@@ -86,7 +86,7 @@ pub enum OpenError {
     },
     /// A new log on a disk that is too small for it.
     #[error(
-        "{path} has no room for the cluster's log: {needed_mb} MB are set aside for it, {free_mb} MB are free\nhint: free some, or put the data directory on another disk with --data-dir"
+        "{path} has no room for the cluster's log: {needed_mb} MB are set aside for it, {free_mb} MB are free\nhint: free some, set less aside with --log-segment-mb, or put the data directory on another disk with --data-dir"
     )]
     NoRoom {
         /// The directory.
