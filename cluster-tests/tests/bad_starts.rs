@@ -179,8 +179,12 @@ fn a_first_start_that_is_cut_short_is_finished_by_the_next() {
         // What it left is taken over, or taken down.
         if round % 2 == 0 {
             machine.up();
-            let nodes = machine.coracle(&["get", "nodes"]);
-            assert!(nodes.contains("node1"), "{nodes}");
+            machine.wait("the node to be ready", |machine| {
+                machine
+                    .coracle(&["get", "nodes"])
+                    .lines()
+                    .any(|line| line.starts_with("node1 ") && line.contains(" Ready "))
+            });
         }
         machine.down();
     }
