@@ -4,3 +4,4 @@
 pub mod disk;
 pub mod machine;
 pub mod registry;
+pub mod vm;
