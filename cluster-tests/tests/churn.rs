@@ -14,7 +14,7 @@ fn pods(round: usize) -> (String, Vec<String>) {
     let names: Vec<String> = (0..BATCH).map(|number| format!("p{round}-{number}")).collect();
     let one = |name: &String| {
         format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: churn}}}}\nspec:\n  terminationGracePeriodSeconds: 5\n  containers:\n  - name: main\n    image: coracle.local/hello:1\n    env: [{{name: DRAIN_MS, value: \"0\"}}]\n    volumeMounts: [{{name: scratch, mountPath: /scratch}}]\n  volumes: [{{name: scratch, emptyDir: {{medium: Memory}}}}]\n---\n"
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: churn}}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: coracle.local/hello:1\n    env: [{{name: DRAIN_MS, value: \"0\"}}]\n    volumeMounts: [{{name: scratch, mountPath: /scratch}}]\n  volumes: [{{name: scratch, emptyDir: {{medium: Memory}}}}]\n---\n"
         )
     };
     (names.iter().map(one).collect(), names)
