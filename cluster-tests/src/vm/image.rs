@@ -163,20 +163,24 @@ fn build(suite: &str, cache: &Path) {
 /// Downloads and unpacks the newest cloud kernel; its version.
 fn fetch_kernel(folder: &Path) -> String {
     std::fs::create_dir_all(folder).expect("a folder");
-    let depends = || {
-        let text = run(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]));
-        text.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).map(ToOwned::to_owned)
-    };
-    let package = depends().unwrap_or_else(|| {
+    let version = download_kernel(folder).unwrap_or_else(|| {
+        // The lists of packages are missing, or name one that has been replaced since.
         run(Command::new("apt-get").args(["update", "-qq"]));
-        depends().expect("linux-image-cloud-amd64 is in the package sources")
+        download_kernel(folder).expect("linux-image-cloud-amd64 is in the package sources")
     });
-    run(Command::new("apt-get")
-        .args(["download", "-qq", "-o", "APT::Sandbox::User=root", &package])
-        .current_dir(folder));
     let archive = std::fs::read_dir(folder).expect("a folder").flatten().next().expect("a package").path();
     run(Command::new("dpkg").arg("-x").arg(&archive).arg(folder));
-    package.trim_start_matches("linux-image-").to_owned()
+    version
+}
+
+fn download_kernel(folder: &Path) -> Option<String> {
+    let depends = Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]).output().expect("apt-cache");
+    let text = String::from_utf8_lossy(&depends.stdout).into_owned();
+    let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "))?;
+    let mut download = Command::new("apt-get");
+    download.args(["download", "-qq", "-o", "APT::Sandbox::User=root", package]).current_dir(folder);
+    let done = download.output().expect("apt-get").status.success();
+    done.then(|| package.trim_start_matches("linux-image-").to_owned())
 }
 
 fn write(path: &Path, mode: u32, text: &str) {
