@@ -38,9 +38,10 @@ pub fn tables(
         }
     }
     let mut tables = Tables::default();
+    let deleted = deleted(state);
     for (key, held) in state.list("services") {
         let slices = slices.get(&(key.namespace.as_str(), key.name.as_str())).map_or(&[][..], Vec::as_slice);
-        service(&mut tables, &key.namespace, &key.name, &held.tree, slices);
+        service(&mut tables, &key.namespace, &key.name, &held.tree, slices, &deleted);
     }
     let mut pods: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
     for slices in slices.values() {
@@ -73,7 +74,21 @@ pub fn serving(desired: &Desired) -> HashSet<Ipv4Addr> {
     desired.services.iter().flat_map(|service| service.backends.iter().map(|(address, _)| *address)).collect()
 }
 
-fn service(tables: &mut Tables, namespace: &str, name: &str, tree: &Value, slices: &[&Value]) {
+/// Addresses of this node's pods that are being deleted. Their slices will say so too, in a while: a busy server must not
+/// make us send new connections to a pod that we are about to stop.
+fn deleted(state: &State) -> HashSet<Ipv4Addr> {
+    let pods = state.list("pods").filter(|(_, held)| !held.tree["metadata"]["deletionTimestamp"].is_null());
+    pods.filter_map(|(_, held)| held.tree["status"]["podIP"].as_str()?.parse().ok()).collect()
+}
+
+fn service(
+    tables: &mut Tables,
+    namespace: &str,
+    name: &str,
+    tree: &Value,
+    slices: &[&Value],
+    deleted: &HashSet<Ipv4Addr>,
+) {
     let spec = &tree["spec"];
     let record = |target| ServiceRecord { namespace: namespace.to_owned(), name: name.to_owned(), target };
     if spec["type"] == "ExternalName" {
@@ -92,7 +107,7 @@ fn service(tables: &mut Tables, namespace: &str, name: &str, tree: &Value, slice
             Some(_) => continue,
         };
         let Some(number) = number(&port["port"]) else { continue };
-        let backends = backends(slices, &text(&port["name"]), proto);
+        let backends = backends(slices, &text(&port["name"]), proto, deleted);
         tables.desired.services.push(ServiceEntry { vip, port: number, proto, backends });
     }
     let ports = ports.iter().filter_map(dns_port).collect();
@@ -101,7 +116,7 @@ fn service(tables: &mut Tables, namespace: &str, name: &str, tree: &Value, slice
 
 /// Where connections to a service's port go: its ready endpoints; when none is, those that still serve while they end
 /// (upstream: KEP-1669), so that the last replicas of a rollout drop nothing.
-fn backends(slices: &[&Value], port_name: &str, proto: Protocol) -> Vec<(Ipv4Addr, u16)> {
+fn backends(slices: &[&Value], port_name: &str, proto: Protocol, deleted: &HashSet<Ipv4Addr>) -> Vec<(Ipv4Addr, u16)> {
     let (mut ready, mut leaving) = (Vec::new(), Vec::new());
     for slice in slices {
         let ports = slice["ports"].as_array().into_iter().flatten();
@@ -113,7 +128,9 @@ fn backends(slices: &[&Value], port_name: &str, proto: Protocol) -> Vec<(Ipv4Add
         for (address, endpoint) in addresses(slice) {
             let conditions = &endpoint["conditions"];
             let list = if conditions["ready"] != false {
-                &mut ready
+                // One that is published whatever happens is ready and terminating.
+                let told = conditions["terminating"] == true;
+                if deleted.contains(&address) && !told { &mut leaving } else { &mut ready }
             } else if conditions["serving"] == true && conditions["terminating"] == true {
                 &mut leaving
             } else {
@@ -242,6 +259,31 @@ mod tests {
             (SLICES, "s-1", slice("s", leaving)),
         ]);
         assert_eq!(tables(&state, "cluster.local", None, Vec::new()).desired.services[0].backends, [(ip(3), 8080)]);
+    }
+
+    #[test]
+    fn a_deleted_pod_leaves_before_its_slice_says_so() {
+        let endpoints = |terminating: bool| {
+            json!([
+                {"addresses": ["10.42.0.3"], "conditions": {"ready": true, "terminating": terminating}},
+                {"addresses": ["10.42.0.4"], "conditions": {"ready": true}},
+            ])
+        };
+        let pod = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"podIP": "10.42.0.3"}});
+        let service = json!({"spec": {"clusterIP": "10.43.0.9", "ports": [{"name": "web", "port": 80}]}});
+        let backends = |endpoints: Value| {
+            let slice = slice("s", endpoints);
+            let state =
+                state(&[("services", "s", service.clone()), (SLICES, "s-1", slice), ("pods", "p", pod.clone())]);
+            let mut desired = tables(&state, "cluster.local", None, Vec::new()).desired;
+            desired.services.remove(0).backends
+        };
+        assert_eq!(backends(endpoints(false)), [(ip(4), 8080)]);
+        // Published while it is not ready, by the Service's wish.
+        assert_eq!(backends(endpoints(true)), [(ip(3), 8080), (ip(4), 8080)]);
+        // The last one serves on.
+        let last = json!([{"addresses": ["10.42.0.3"], "conditions": {"ready": true}}]);
+        assert_eq!(backends(last), [(ip(3), 8080)]);
     }
 
     #[test]
