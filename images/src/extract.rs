@@ -30,6 +30,12 @@ pub enum ExtractError {
     /// A hard link to what this layer does not have.
     #[error("it is a hard link to {0}, which is no file of this layer")]
     Hardlink(String),
+    /// More files and directories than the limit.
+    #[error("with the directories that it needs and no entry describes, the layer has more than {0} entries")]
+    Entries(u64),
+    /// More bytes of directory names than are kept in memory.
+    #[error("the paths of the layer's directories take more than {0} bytes")]
+    Paths(usize),
 }
 
 fn disk(action: &'static str) -> impl Fn(Errno) -> ExtractError {
@@ -52,6 +58,9 @@ pub struct Extracted {
 }
 
 const BUFFER: usize = 128 << 10;
+/// Bytes of directory paths kept until the end: a path of a few bytes in the archive can stand for hundreds of directories,
+/// each with a path of its own. The largest images have some 10 MiB of them.
+const PATHS: usize = 64 << 20;
 const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// The sink that writes to disk.
@@ -62,18 +71,28 @@ pub struct Extractor {
     /// Set last: whatever is put into a directory changes its time.
     times: HashMap<LayerPath, Time>,
     found: Extracted,
+    /// How many entries and directories there may still be, and how many there may be at all.
+    left: u64,
+    entries: u64,
+    /// Bytes of paths in `times` and `found.implicit`.
+    remembered: usize,
+    paths: usize,
     buffer: Vec<u8>,
 }
 
 impl Extractor {
-    /// Into the empty directory `dir`.
-    pub fn new(dir: &Path) -> io::Result<Self> {
+    /// Into the empty directory `dir`, at most `entries` entries and directories.
+    pub fn new(dir: &Path, entries: u64) -> io::Result<Self> {
         let root = rustix::fs::openat(CWD, dir, DIRECTORY, Mode::empty())?;
         Ok(Self {
             root: Arc::new(root),
             parent: None,
             times: HashMap::new(),
             found: Extracted::default(),
+            left: entries,
+            entries,
+            remembered: 0,
+            paths: PATHS,
             buffer: vec![0; BUFFER],
         })
     }
@@ -95,6 +114,18 @@ impl Extractor {
         // One call for the whole layer: it waits for the file system, not for each of its files.
         rustix::fs::syncfs(&self.root)?;
         Ok(self.found)
+    }
+
+    /// One entry or directory more.
+    fn count(&mut self) -> Result<(), ExtractError> {
+        self.left = self.left.checked_sub(1).ok_or(ExtractError::Entries(self.entries))?;
+        Ok(())
+    }
+
+    /// One path more in memory.
+    fn remember(&mut self, path: &LayerPath) -> Result<(), ExtractError> {
+        self.remembered += path.as_bytes().len();
+        if self.remembered > self.paths { Err(ExtractError::Paths(self.paths)) } else { Ok(()) }
     }
 
     /// Opens a directory of the layer; links on the way are followed inside the layer.
@@ -140,6 +171,7 @@ impl Extractor {
             let opened = match self.resolve(so_far) {
                 Ok(directory) => directory,
                 Err(Errno::NOENT | Errno::NOTDIR) => {
+                    self.count()?;
                     let hidden = is_whiteout(&above, part);
                     if hidden {
                         rustix::fs::unlinkat(&above, part, AtFlags::empty()).map_err(disk("replace a whiteout"))?;
@@ -157,7 +189,10 @@ impl Extractor {
                         set_opaque(&directory)?;
                     }
                     if let Ok(implicit) = LayerPath::parse(so_far, usize::MAX, usize::MAX) {
-                        self.found.implicit.insert(implicit);
+                        self.remember(&implicit)?;
+                        if !self.found.implicit.insert(implicit) {
+                            self.remembered -= so_far.len();
+                        }
                     }
                     directory
                 }
@@ -187,8 +222,14 @@ impl Extractor {
     }
 
     fn put_directory(&mut self, entry: &Entry) -> Result<(), ExtractError> {
-        self.found.implicit.remove(&entry.path);
-        self.times.insert(entry.path.clone(), entry.meta.mtime);
+        let length = entry.path.as_bytes().len();
+        if self.found.implicit.remove(&entry.path) {
+            self.remembered -= length;
+        }
+        self.remember(&entry.path)?;
+        if self.times.insert(entry.path.clone(), entry.meta.mtime).is_some() {
+            self.remembered -= length;
+        }
         let Some((above, name)) = entry.path.split() else {
             let root = self.root.clone();
             return self.attributes(&root, &entry.meta);
@@ -296,6 +337,7 @@ impl Sink for Extractor {
     type Error = ExtractError;
 
     fn entry(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<(), ExtractError> {
+        self.count()?;
         match &entry.kind {
             Kind::Directory => return self.put_directory(entry),
             Kind::Opaque if entry.path.is_root() => {
@@ -439,7 +481,7 @@ mod tests {
         }
 
         fn put(&self, entries: &[Entry]) -> Result<Extracted, ExtractError> {
-            let mut extractor = Extractor::new(&self.root).unwrap();
+            let mut extractor = Extractor::new(&self.root, 1000).unwrap();
             for entry in entries {
                 extractor.entry(entry, &mut &b"x"[..])?;
             }
@@ -549,6 +591,34 @@ mod tests {
     }
 
     #[test]
+    fn directories_that_nobody_describes_count() {
+        let Some(lab) = Lab::new() else { return };
+        let put = |entries: u64, depth: usize, count: usize, last: Kind| {
+            let mut extractor = Extractor::new(&lab.root, entries).unwrap();
+            extractor.paths = 100 << 10;
+            let outcome = (0..count).try_for_each(|number| {
+                let at = format!("{number}-{depth}{}", format!("/{}", "d".repeat(15)).repeat(depth));
+                let path = LayerPath::parse(at.as_bytes(), 4095, 256).unwrap();
+                let entry = Entry { path, kind: last.clone(), meta: Meta { mode: 0o755, ..Meta::default() } };
+                extractor.entry(&entry, &mut &b"x"[..])
+            });
+            outcome.map(|()| extractor.finish().unwrap())
+        };
+        // Ten entries, each with ten directories above it.
+        assert_eq!(put(110, 10, 10, Kind::Fifo).unwrap().implicit.len(), 100);
+        assert!(matches!(put(109, 11, 10, Kind::Fifo), Err(ExtractError::Entries(109))));
+        // Some 80 KiB of paths an entry; the same for directories that are described.
+        assert_eq!(put(1000, 100, 1, Kind::Fifo).unwrap().implicit.len(), 100);
+        assert!(matches!(put(1000, 101, 2, Kind::Fifo), Err(ExtractError::Paths(_))));
+        assert!(matches!(put(1000, 102, 2, Kind::Directory), Err(ExtractError::Paths(_))));
+        let mut extractor = Extractor::new(&lab.root, u64::MAX).unwrap();
+        for _ in 0..10 {
+            extractor.entry(&entry("again", Kind::Directory), &mut &b""[..]).unwrap();
+        }
+        assert_eq!(extractor.remembered, 5);
+    }
+
+    #[test]
     fn attributes_survive_in_the_right_order() {
         let Some(lab) = Lab::new() else { return };
         let time = Time { seconds: 1_000_000, nanoseconds: 5 };
@@ -621,7 +691,7 @@ mod tests {
         #[test]
         fn nothing_a_layer_says_reaches_outside(entries in prop::collection::vec(any_entry(), 1..25)) {
             let Some(lab) = Lab::new() else { return Ok(()) };
-            let mut extractor = Extractor::new(&lab.root).unwrap();
+            let mut extractor = Extractor::new(&lab.root, 1000).unwrap();
             for entry in &entries {
                 // Refusals are fine; later entries go on regardless.
                 let _ = extractor.entry(entry, &mut &b"x"[..]);

@@ -37,7 +37,7 @@ pub fn unpack(
     limits: &Limits,
 ) -> Result<(Walked, Extracted), ImageError> {
     let shown = promise.digest.unwrap_or(promise.diff_id);
-    let mut sink = Extractor::new(dir).map_err(ImageError::disk("open", dir))?;
+    let mut sink = Extractor::new(dir, limits.entries).map_err(ImageError::disk("open", dir))?;
     // One byte more than promised is read, so that a blob without end is noticed and not swallowed.
     let reader = reader.take(promise.size.map_or(u64::MAX, |size| size.saturating_add(1)));
     let (compressed, walked) = std::thread::scope(|scope| {
