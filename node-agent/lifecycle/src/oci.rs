@@ -322,10 +322,13 @@ fn mounts(container: &Container, binds: &[Bind]) -> Result<Value, SpecError> {
         if !bind.target.starts_with('/') {
             return Err(SpecError::Relative { field: "mountPath", path: bind.target.clone() });
         }
-        // What the user mounts over one of ours stands in its place (a larger /dev/shm, say).
-        mounts.retain(|mount| mount["destination"] != bind.target.as_str());
         let access = if bind.read_only { "ro" } else { "rw" };
-        mounts.push(json!({"destination": bind.target, "type": "bind", "source": bind.source, "options": ["rbind", "rprivate", access]}));
+        let mount = json!({"destination": bind.target, "type": "bind", "source": bind.source, "options": ["rbind", "rprivate", access]});
+        // What the user mounts over one of ours stands in its place (a larger /dev/shm, say; or all of /dev, below the rest).
+        match mounts.iter_mut().find(|mount| mount["destination"] == bind.target.as_str()) {
+            Some(ours) => *ours = mount,
+            None => mounts.push(mount),
+        }
     }
     Ok(Value::Array(mounts))
 }

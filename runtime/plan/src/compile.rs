@@ -17,6 +17,7 @@ const NODEV: u64 = 4;
 const NOEXEC: u64 = 8;
 const CLONE_NEWNS: u64 = 0x0002_0000;
 const CLONE_NEWCGROUP: u64 = 0x0200_0000;
+const CLONE_NEWPID: u64 = 0x2000_0000;
 
 /// A plan and what must be opened for it: descriptor 0 is the detached root mount, then one `cgroup.procs` each of
 /// `cgroups`, then the binds in this order.
@@ -117,7 +118,8 @@ pub fn compile(spec: &Spec, cgroups: u32, stage: &Path, hierarchies: &[Hierarchy
             Some("cgroup" | "cgroup2") => cgroup_mounts(&mut plan, mount, hierarchies)?,
             _ => one_mount(&mut plan, mount, 1 + cgroups, &mut binds)?,
         }
-        if mount.destination() == Path::new("/dev") {
+        // Only into a fresh one: what the user mounts there has its own, and a folder of the machine must not be given any.
+        if mount.destination() == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs") {
             devices(&mut plan);
         }
     }
@@ -152,7 +154,7 @@ pub fn compile_exec(process: &Process, profile: Option<&LinuxSeccomp>, cgroups: 
     for fd in 1..=cgroups {
         plan.op(&Op::Cgroup { fd });
     }
-    plan.op(&Op::Join { fd: 0, flags: CLONE_NEWNS | CLONE_NEWCGROUP });
+    plan.op(&Op::Join { fd: 0, flags: CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWPID });
     self::process(&mut plan, process, profile, false)?;
     Ok(plan.finish())
 }

@@ -8,9 +8,10 @@ use coracle_plan::wire::{Decoder, Op};
 
 use crate::sys::{self, Sys, check};
 
-/// Runs the plan; writes `errno, operation` to `report` on failure and exits.
-pub(crate) fn run(plan: &[u8], fds: &[OwnedFd], stdio: [RawFd; 3], report: RawFd) -> ! {
-    let mut interpreter = Interpreter { fds, root: None, stdio };
+/// Runs the plan; writes `errno, operation` to `report` on failure and exits. With `born`, the program is executed by a child of
+/// this one, whose number is written there.
+pub(crate) fn run(plan: &[u8], fds: &[OwnedFd], stdio: [RawFd; 3], report: RawFd, born: Option<RawFd>) -> ! {
+    let mut interpreter = Interpreter { fds, root: None, stdio, born };
     let (operation, errno) = match interpreter.all(plan, report) {
         Ok(never) => match never {},
         Err(failure) => failure,
@@ -31,6 +32,7 @@ struct Interpreter<'a> {
     fds: &'a [OwnedFd],
     root: Option<OwnedFd>,
     stdio: [RawFd; 3],
+    born: Option<RawFd>,
 }
 
 impl Interpreter<'_> {
@@ -47,12 +49,15 @@ impl Interpreter<'_> {
         while let Some(op) = decoder.next_op().map_err(|_| (index, libc::EINVAL))? {
             index += 1;
             if let Op::Exec { args, env } = &op {
+                if let Some(born) = self.born {
+                    be_born_inside(born).map_err(|errno| (index, errno))?;
+                }
                 return Err((index, exec(args, env, self.stdio)));
             }
             self.one(&op).map_err(|errno| (index, errno))?;
             if matches!(op, Op::Pivot | Op::Join { .. }) {
                 // Everything that came with the plan is used: no path of the container shall lead to it from here on.
-                close_all_but(&[self.stdio[0], self.stdio[1], self.stdio[2], report]);
+                close_all_but(&[self.stdio[0], self.stdio[1], self.stdio[2], report, self.born.unwrap_or(report)]);
             }
         }
         Err((index, libc::ENOEXEC))
@@ -192,8 +197,40 @@ impl Interpreter<'_> {
         sys::open_real(root, path, libc::O_PATH | libc::O_DIRECTORY)
     }
 
-    /// A place in the root to mount on, made where it is missing: a folder, or an empty file.
+    /// A place in the root to mount on, made where it is missing: a folder, or an empty file. Where the image has a link to nothing
+    /// (as `/etc/resolv.conf` often is), what it points to is made, inside the root.
     fn place(&self, path: &CStr, folder: bool) -> Sys<OwnedFd> {
+        let mut path = path.to_owned();
+        // As many links as the kernel follows.
+        for _ in 0..40 {
+            match self.place_once(&path, folder) {
+                Err(libc::ELOOP | libc::ENOENT) => path = self.link_target(&path)?,
+                other => return other,
+            }
+        }
+        Err(libc::ELOOP)
+    }
+
+    /// Where a link points, as a path of the root; an error when it is none.
+    fn link_target(&self, path: &CStr) -> Sys<std::ffi::CString> {
+        let (parent, name) = self.parent(path)?;
+        let mut buffer = [0_u8; 4096];
+        // SAFETY: the name ends with NUL; the buffer has the size that is given.
+        let length = check(unsafe {
+            libc::readlinkat(parent.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) as i64
+        });
+        let target = buffer.get(..length.map_err(|_| libc::ELOOP)? as usize).ok_or(libc::ENAMETOOLONG)?;
+        let mut absolute = Vec::new();
+        if !target.starts_with(b"/") {
+            let text = path.to_bytes();
+            let text = text.strip_suffix(b"/").unwrap_or(text);
+            absolute.extend_from_slice(&text[..text.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1)]);
+        }
+        absolute.extend_from_slice(target);
+        std::ffi::CString::new(absolute).map_err(|_| libc::EINVAL)
+    }
+
+    fn place_once(&self, path: &CStr, folder: bool) -> Sys<OwnedFd> {
         let root = self.root()?;
         match sys::open_in_root(root, path, libc::O_PATH, 0) {
             Err(libc::ENOENT) => {}
@@ -255,15 +292,7 @@ impl Interpreter<'_> {
         let mount = if sys::stat(target.as_raw_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR {
             sys::new_fs(c"tmpfs", &[(c"size", Some(c"0")), (c"mode", Some(c"0555"))], 1 | 2 | 4 | 8)?
         } else {
-            // The host's own /dev/null, and nothing that only bears its name (CVE-2025-31133).
-            // SAFETY: the text ends with NUL.
-            let null =
-                sys::owned(i64::from(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }))?;
-            let found = sys::stat(null.as_raw_fd())?;
-            if found.st_mode & libc::S_IFMT != libc::S_IFCHR || found.st_rdev != libc::makedev(1, 3) {
-                return Err(libc::ENODEV);
-            }
-            sys::clone_tree(null.as_raw_fd(), false)?
+            sys::null_mount()?
         };
         sys::move_mount(mount.as_raw_fd(), target.as_raw_fd(), c"")
     }
@@ -289,6 +318,27 @@ impl Interpreter<'_> {
         }
         self.root = None;
         Ok(())
+    }
+}
+
+/// The second birth of a command that is executed in a running container. A process is seen by the container from its birth in
+/// the container's pid namespace on, and whoever may trace there could take from it what it still has: so it is born there when it
+/// has left the machine's files, descriptors and capabilities behind. Returns in the child; podmon is its parent.
+fn be_born_inside(born: RawFd) -> Sys<()> {
+    // clone3 is not among the calls of every filter, and this one is loaded already.
+    let flags = i64::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM this is a fork of a process with one thread; no memory is involved.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0_u64, 0_u64, 0_u64, 0_u64) })?;
+    if pid == 0 {
+        // SAFETY: no memory is involved. A session of its own, so that its group can be ended with it.
+        unsafe { libc::setsid() };
+        return Ok(());
+    }
+    let number = (pid as i32).to_le_bytes();
+    // SAFETY: a plain write of our own memory; then the end of this process.
+    unsafe {
+        libc::write(born, number.as_ptr().cast(), number.len());
+        libc::_exit(0);
     }
 }
 

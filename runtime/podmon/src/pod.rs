@@ -31,6 +31,8 @@ struct Container {
 struct Exec {
     id: u32,
     pid: i32,
+    /// Who asked for it and is told of its end; its ids are its own. -1 when it has hung up.
+    client: RawFd,
 }
 
 /// The pod's process.
@@ -38,7 +40,6 @@ pub(crate) struct Pod {
     listener: OwnedFd,
     clients: Vec<OwnedFd>,
     signals: OwnedFd,
-    own_pidns: OwnedFd,
     journal: File,
     containers: Vec<Container>,
     execs: Vec<Exec>,
@@ -100,12 +101,10 @@ pub(crate) fn start(
         sys::owned(i64::from(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)))
     }
     .map_err(fail("watch for signals"))?;
-    let own_pidns = File::open("/proc/self/ns/pid").map_err(|error| ("open the pid namespace", error))?.into();
     Ok(Some(Pod {
         listener,
         clients: Vec::new(),
         signals,
-        own_pidns,
         journal,
         containers: Vec::new(),
         execs: Vec::new(),
@@ -199,27 +198,37 @@ impl Pod {
         };
         if peer.is_ok_and(|peer| peer.uid == 0) {
             if self.clients.len() >= MAX_CLIENTS {
-                self.clients.remove(0);
+                self.hang_up(self.clients[0].as_raw_fd());
             }
             self.clients.push(client);
         }
     }
 
+    /// A client is gone, and with it everybody who waits for its commands: they end.
+    fn hang_up(&mut self, client: RawFd) {
+        for exec in self.execs.iter_mut().filter(|exec| exec.client == client) {
+            exec.client = -1;
+            // SAFETY: no memory is involved; the process has not been waited for, so the number is its own.
+            unsafe { libc::kill(-exec.pid, libc::SIGKILL) };
+        }
+        self.clients.retain(|other| other.as_raw_fd() != client);
+    }
+
     /// Reads and answers one request.
     fn serve(&mut self, client: RawFd) {
         let (length, fds) = match receive(client, &mut self.buffer) {
-            Ok((0, _)) => return self.clients.retain(|other| other.as_raw_fd() != client),
+            Ok((0, _)) => return self.hang_up(client),
             Ok(received) => received,
             Err(libc::EAGAIN | libc::EINTR) => return,
-            Err(_) => return self.clients.retain(|other| other.as_raw_fd() != client),
+            Err(_) => return self.hang_up(client),
         };
         let request = self.buffer[..length].to_vec();
         let mut fields = Fields::new(&request);
         let (Some(code), Some(sequence)) = (fields.u32(), fields.u32()) else { return };
         let done = match code {
             request::START => self.start_container(&mut fields, fds),
-            request::EXEC => self.exec(&mut fields, fds),
-            request::KILL => self.kill(&mut fields).map_err(|errno| (0, errno)),
+            request::EXEC => self.exec(&mut fields, fds, client),
+            request::KILL => self.kill(&mut fields, client).map_err(|errno| (0, errno)),
             request::LIST => {
                 for container in &self.containers {
                     let mut packet = Packet::new(answer::STATE, sequence);
@@ -283,10 +292,7 @@ impl Pod {
         let fds: Vec<OwnedFd> = fds.collect();
         let (out_read, out_write) = pipe().map_err(|errno| (0, errno))?;
         let (err_read, err_write) = pipe().map_err(|errno| (0, errno))?;
-        // SAFETY: the text ends with NUL.
-        let null =
-            sys::owned(i64::from(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) }))
-                .map_err(|errno| (0, errno))?;
+        let null = sys::null_input().map_err(|errno| (0, errno))?;
         let oom_before = oom_counter.as_ref().map_or(0, oom_kills);
         let log = Log::open(&path, max.max(4096), files);
         let stdio = [null.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()];
@@ -294,6 +300,7 @@ impl Pod {
             namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64,
             cgroup: cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
             oom_score: "0".to_owned(),
+            inside: false,
         };
         let pid = launch(&birth, &plan, &fds, stdio)?;
         let (seconds, nanos) = sys::now();
@@ -311,7 +318,7 @@ impl Pod {
         Ok(pid.cast_unsigned())
     }
 
-    fn exec(&mut self, fields: &mut Fields<'_>, fds: Vec<OwnedFd>) -> Result<u32, (u32, i32)> {
+    fn exec(&mut self, fields: &mut Fields<'_>, fds: Vec<OwnedFd>, client: RawFd) -> Result<u32, (u32, i32)> {
         let name = fields.text().ok_or((0, libc::EINVAL))?;
         let id = fields.u32().ok_or((0, libc::EINVAL))?;
         let container = self
@@ -325,7 +332,10 @@ impl Pod {
         }
         let mut fds = fds.into_iter();
         let plan = read_plan(fds.next().ok_or((0, libc::EINVAL))?).map_err(|errno| (0, errno))?;
-        let stdio: Vec<OwnedFd> = fds.by_ref().take(3).collect();
+        let mut stdio: Vec<OwnedFd> = fds.by_ref().take(3).collect();
+        if let Some(stdin) = stdio.first_mut().filter(|stdin| sys::is_null(stdin.as_raw_fd())) {
+            *stdin = sys::null_input().map_err(|errno| (0, errno))?;
+        }
         let [stdin, stdout, stderr] = stdio.as_slice() else { return Err((0, libc::EINVAL)) };
         // The plan's descriptor 0 is the container itself, for Join.
         let own = pidfd.try_clone().map_err(|error| (0, error.raw_os_error().unwrap_or(libc::EIO)))?;
@@ -336,24 +346,19 @@ impl Pod {
             cgroup: container.cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
             oom_score: std::fs::read_to_string(format!("/proc/{}/oom_score_adj", container.record.pid))
                 .map_or_else(|_| "0".to_owned(), |text| text.trim().to_owned()),
+            inside: true,
         };
-        // Children are born into the pid namespace that is set here; podmon itself stays where it is.
-        // SAFETY: no memory is involved.
-        check(i64::from(unsafe { libc::setns(pidfd.as_raw_fd(), libc::CLONE_NEWPID) })).map_err(|errno| (0, errno))?;
-        let launched = launch(&birth, &plan, &fds, stdio);
-        // SAFETY: no memory is involved.
-        check(i64::from(unsafe { libc::setns(self.own_pidns.as_raw_fd(), libc::CLONE_NEWPID) }))
-            .map_err(|errno| (0, errno))?;
-        let pid = launched?;
-        self.execs.push(Exec { id, pid });
+        let pid = launch(&birth, &plan, &fds, stdio)?;
+        self.execs.push(Exec { id, pid, client });
         Ok(pid.cast_unsigned())
     }
 
     /// `name, signal`: of a container, or of an exec as `exec:ID`.
-    fn kill(&mut self, fields: &mut Fields<'_>) -> Sys<u32> {
+    fn kill(&mut self, fields: &mut Fields<'_>, client: RawFd) -> Sys<u32> {
         let (name, signal) = (fields.text().ok_or(libc::EINVAL)?, fields.u32().ok_or(libc::EINVAL)?);
         if let Some(id) = name.strip_prefix("exec:") {
-            let exec = self.execs.iter().find(|exec| exec.id.to_string() == id).ok_or(libc::ESRCH)?;
+            let mut own = self.execs.iter().filter(|exec| exec.client == client);
+            let exec = own.find(|exec| exec.id.to_string() == id).ok_or(libc::ESRCH)?;
             // Its whole group (it has a session of its own): a probe's children shall not outlive the probe.
             // SAFETY: no memory is involved; the process has not been waited for, so the number is its own.
             return check(i64::from(unsafe { libc::kill(-exec.pid, signal.cast_signed()) })).map(|_| 0);
@@ -398,7 +403,9 @@ impl Pod {
             let exec = self.execs.swap_remove(at);
             let mut packet = Packet::new(answer::EXEC_EXIT, 0);
             packet.u32(exec.id).u32(status.cast_unsigned());
-            self.broadcast(&packet);
+            if exec.client >= 0 {
+                send(exec.client, packet.bytes());
+            }
             return Some(());
         }
         let Some(index) = self
@@ -487,35 +494,75 @@ struct Birth {
     cgroup: Option<RawFd>,
     /// Not podmon's own: that of its container, or none. A plan may say otherwise.
     oom_score: String,
+    /// The program runs in a child of the child, which the plan puts into the namespaces of a running container.
+    inside: bool,
 }
 
-/// Clones a child that runs the plan; waits until it has executed its program or failed.
+/// Clones a child that runs the plan; waits until it has executed its program or failed. The number of the process that runs
+/// the program.
 fn launch(birth: &Birth, plan: &[u8], fds: &[OwnedFd], stdio: [RawFd; 3]) -> Result<i32, (u32, i32)> {
-    let (read, write) = pipe_blocking().map_err(|errno| (0, errno))?;
-    let pid = sys::clone3(birth.namespaces, birth.cgroup).map_err(|errno| (0, errno))?;
-    if pid == 0 {
+    let pipes = || pipe_blocking().map_err(|errno| (0, errno));
+    let (read, write) = pipes()?;
+    let born = if birth.inside { Some(pipes()?) } else { None };
+    let first = sys::clone3(birth.namespaces, birth.cgroup).map_err(|errno| (0, errno))?;
+    if first == 0 {
         let _ = std::fs::write("/proc/self/oom_score_adj", &birth.oom_score);
-        child::run(plan, fds, stdio, write.as_raw_fd());
+        let born = born.as_ref().map(|(_, write)| write.as_raw_fd());
+        child::run(plan, fds, stdio, write.as_raw_fd(), born);
     }
     drop(write);
-    let mut message = [0_u8; 8];
+    let born = born.map(|(read, _)| File::from(read));
     let mut wait = [poll(&read)];
     // SAFETY: one entry; and a child that is ours, to be reaped with the others.
     unsafe {
         if libc::poll(wait.as_mut_ptr(), 1, LAUNCH_LIMIT_MS) == 0 {
-            libc::kill(pid, libc::SIGKILL);
+            libc::kill(first, libc::SIGKILL);
+            if let Some(second) = born.and_then(second_child) {
+                libc::kill(second, libc::SIGKILL);
+            }
             return Err((0, libc::ETIMEDOUT));
         }
     }
-    let mut report = File::from(read);
-    if report.read_exact(&mut message).is_err() {
-        // exec has closed the pipe: the program runs.
+    let mut message = [0_u8; 8];
+    // Without a message exec has closed the pipe: the program runs.
+    let failed = File::from(read).read_exact(&mut message).is_ok();
+    let reap = |pid: i32| {
+        // SAFETY: the child is ours and at its end.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
+    };
+    // It has said all it says when it has ended, which it does at once.
+    let last = match born {
+        Some(born) => {
+            reap(first);
+            second_child(born)
+        }
+        None => Some(first),
+    };
+    if let (false, Some(pid)) = (failed, last) {
         return Ok(pid);
     }
+    if let Some(pid) = last {
+        reap(pid);
+    }
     let number = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    // SAFETY: the child is ours and about to end.
-    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
-    Err((number(&message[4..]), number(&message[..4]).cast_signed()))
+    match number(&message[..4]).cast_signed() {
+        // It was killed before it could say anything.
+        0 => Err((0, libc::ECHILD)),
+        errno => Err((number(&message[4..]), errno)),
+    }
+}
+
+/// The number of the child's child, if the child has said it; not waited for, as the child may hang in somebody's file system.
+fn second_child(mut born: File) -> Option<i32> {
+    let mut wait = [libc::pollfd { fd: born.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+    // SAFETY: one entry.
+    unsafe { libc::poll(wait.as_mut_ptr(), 1, 0) };
+    if wait[0].revents & libc::POLLIN == 0 {
+        return None;
+    }
+    let mut number = [0_u8; 4];
+    born.read_exact(&mut number).ok()?;
+    Some(i32::from_le_bytes(number))
 }
 
 fn read_plan(fd: OwnedFd) -> Sys<Vec<u8>> {

@@ -157,6 +157,33 @@ fn open_at(root: RawFd, path: &CStr, how: OpenHow) -> Sys<OwnedFd> {
     Err(libc::EAGAIN)
 }
 
+/// The machine's own /dev/null, and nothing that only bears its name (CVE-2025-31133), as a detached mount that cannot be written
+/// to: who is root in a container owns that inode, and could change its mode for the whole machine. Devices are written to all
+/// the same.
+pub(crate) fn null_mount() -> Sys<OwnedFd> {
+    // SAFETY: the text ends with NUL.
+    let null = owned(i64::from(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }))?;
+    if !is_null(null.as_raw_fd()) {
+        return Err(libc::ENODEV);
+    }
+    let mount = clone_tree(null.as_raw_fd(), false)?;
+    set_mount_attributes(mount.as_raw_fd(), 1, false)?;
+    Ok(mount)
+}
+
+/// `null_mount`, open for reading: what a container without an input gets.
+pub(crate) fn null_input() -> Sys<OwnedFd> {
+    let mount = null_mount()?;
+    let path = std::ffi::CString::new(format!("/proc/self/fd/{}", mount.as_raw_fd())).map_err(|_| libc::EINVAL)?;
+    // SAFETY: the text ends with NUL.
+    owned(i64::from(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) }))
+}
+
+/// Whether an open descriptor is the null device.
+pub(crate) fn is_null(fd: RawFd) -> bool {
+    stat(fd).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFCHR && found.st_rdev == libc::makedev(1, 3))
+}
+
 /// A file's type and device number, of an open descriptor.
 pub(crate) fn stat(fd: RawFd) -> Sys<libc::stat> {
     // SAFETY: an all-zero stat is a valid value to be overwritten.
