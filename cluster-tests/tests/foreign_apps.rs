@@ -221,7 +221,7 @@ struct Load {
 
 impl Load {
     /// From the machine itself, each request on a connection of its own.
-    fn start(machine: &Machine, address: &str, clients: usize) -> Self {
+    fn start(machine: &Machine, address: &str, path: &'static str, clients: usize) -> Self {
         let address = SocketAddr::from((address.parse::<Ipv4Addr>().expect("an address"), 80));
         let mut load =
             Self { answers: Arc::default(), lost: Arc::default(), stop: Arc::default(), clients: Vec::new() };
@@ -233,7 +233,7 @@ impl Load {
                 rustix::thread::move_into_link_name_space(namespace.as_fd(), network).expect("root");
                 let start = Instant::now();
                 while !stop.load(Ordering::SeqCst) {
-                    match request(address, "/") {
+                    match request(address, path) {
                         Ok(()) => _ = answers.fetch_add(1, Ordering::SeqCst),
                         Err(why) => lost.lock().expect("a lock").push(format!("{:?}: {why}", start.elapsed())),
                     }
@@ -324,13 +324,19 @@ fn a_rolling_update_of_nginx_loses_no_request() {
     let Some(layouts) = images() else { return };
     let mut machine = machine(&layouts);
     let yaml = std::fs::read_to_string(workspace().join("examples/web.yaml")).expect("the example");
+    // An answer that takes a while: a pod that is stopped has to finish it.
+    let healthz = "        location = /healthz {";
+    let long = format!("        location = /long {{ limit_rate 100; try_files /index.html =404; }}\n{healthz}");
+    let yaml = yaml.replacen(healthz, &long, 1);
+    assert!(yaml.contains("/long"), "the example has changed: this test must too");
     machine.apply(&yaml);
     machine.wait_ready("web", 2);
     let address = cluster_ip(&machine, "web");
     machine.wait("the page", |machine| machine.http(&format!("{address}:80"), "/").is_some());
     machine.apply(&LOAD_PODS.replace("SCRIPT", &json!(format!("{HTTP}{LOAD_SCRIPT}")).to_string()));
     machine.wait_ready("load", 2);
-    let load = Load::start(&machine, &address, 4);
+    let load = Load::start(&machine, &address, "/", 4);
+    let long = Load::start(&machine, &address, "/long", 2);
 
     for round in 0..4 {
         let before = (load.answers(), answers_in_pods(&machine));
@@ -353,7 +359,9 @@ fn a_rolling_update_of_nginx_loses_no_request() {
         assert!(old.len() as u64 <= replicas || pods(&machine, "web").iter().all(|pod| old.contains(pod)));
     }
     let in_pods = answers_in_pods(&machine);
-    println!("answers: {} to the machine itself, {in_pods} to pods; none lost", load.end());
+    let (short, long) = (load.end(), long.end());
+    assert!(long > 3, "too few long answers: {long}");
+    println!("answers: {short} to the machine itself, {long} long ones, {in_pods} to pods; none lost");
     machine.down();
 }
 

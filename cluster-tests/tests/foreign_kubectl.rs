@@ -242,6 +242,14 @@ fn import(machine: &Machine) {
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let _ = machine.coracle(&["image", "import", &layout.display().to_string()]);
     }
+    if let Some(nginx) = nginx() {
+        let _ = machine.coracle(&["image", "import", &nginx.display().to_string()]);
+    }
+}
+
+/// The image of examples/web.yaml, when the suite of the applications has made it.
+fn nginx() -> Option<PathBuf> {
+    Some(workspace().join("target/images-cache/nginx")).filter(|layout| layout.join("index.json").exists())
 }
 
 fn story(kubectl: &Kubectl) {
@@ -251,6 +259,9 @@ fn story(kubectl: &Kubectl) {
     rollouts(kubectl);
     changes(kubectl);
     made_by_command(kubectl);
+    if nginx().is_some() {
+        with_files_from_config_maps(kubectl);
+    }
     refusals_and_questions(kubectl);
     away_again(kubectl);
 }
@@ -425,6 +436,20 @@ fn made_by_command(kubectl: &Kubectl) {
     waiting.line_with(&["pod/alone condition met"]);
     kubectl.shows(&["delete", "deploy,svc", "made"], &["deployment.apps \"made\" deleted", "service \"made\" deleted"]);
     kubectl.shows(&["delete", "configmap/settings", "secret/keys"], &["deleted"]);
+}
+
+fn with_files_from_config_maps(kubectl: &Kubectl) {
+    let web = "examples/web.yaml";
+    kubectl
+        .shows(&["apply", "-f", web], &["configmap/web created", "secret/web created", "deployment.apps/web created"]);
+    kubectl.rolled_out("deploy/web");
+    // Of a Secret kubectl compares what it sent, and `stringData` is never stored: it is patched each time, to no effect.
+    let same = ["configmap/web unchanged", "deployment.apps/web unchanged", "service/web unchanged"];
+    kubectl.shows(&["apply", "-f", web], &same);
+    kubectl.shows(&["describe", "deploy", "web"], &["Type:      ConfigMap", "Startup:", "/srv/www from page"]);
+    kubectl.shows(&["rollout", "restart", "deploy/web"], &["restarted"]);
+    kubectl.rolled_out("deploy/web");
+    kubectl.shows(&["delete", "-f", web], &["configmap \"web\" deleted", "deployment.apps \"web\" deleted"]);
 }
 
 fn refusals_and_questions(kubectl: &Kubectl) {
