@@ -140,9 +140,9 @@ async fn folders_made_on_the_way_are_for_every_user() {
     std::fs::create_dir(&volume).unwrap();
     std::fs::write(volume.join("f"), "from the host").unwrap();
     let pod = lab.pod("p1").await;
-    let mut spec = spec(&["sh", "-c", "cat /made/on/the/way/f; stat -c ' %a' /made /made/on /work; pwd; echo done"]);
+    let mut spec = spec(&["sh", "-c", "cat /made/on/the/way/f; stat -c ' %a' /made /made/on /job; pwd; echo done"]);
     spec["process"]["user"] = json!({"uid": 33, "gid": 33});
-    spec["process"]["cwd"] = json!("/work/here");
+    spec["process"]["cwd"] = json!("/job/here");
     spec["mounts"].as_array_mut().unwrap().push(
         json!({"destination": "/made/on/the/way", "type": "bind", "source": volume.display().to_string(), "options": ["rbind"]}),
     );
@@ -150,7 +150,7 @@ async fn folders_made_on_the_way_are_for_every_user() {
     ended(&pod, "a").await;
     wait("the log", || lab.said("a").contains("done")).await;
     assert!(lab.said("a").contains("from the host 755"), "{}", lab.said("a"));
-    assert!(lab.said("a").contains("/work/here"), "{}", lab.said("a"));
+    assert!(lab.said("a").contains("/job/here"), "{}", lab.said("a"));
     lab.finish().await;
 }
 
