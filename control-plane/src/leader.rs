@@ -19,6 +19,8 @@ const DEAD_AFTER_MS: u64 = 4000;
 const TICK: Duration = Duration::from_secs(1);
 /// A round that only made refused proposals is not repeated at once: the objects it fights over must change first.
 const AFTER_REFUSAL: Duration = Duration::from_millis(50);
+/// And the longest pause while all is refused.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(2);
 
 /// Random names and uids for planners.
 struct Random;
@@ -52,18 +54,25 @@ pub(crate) async fn run(memory: Arc<dyn Memory>, sessions: Sessions, work: Arc<W
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut timed = true;
+    let mut pause = AFTER_REFUSAL;
     loop {
         changes.borrow_and_update();
         let refused = round(&*memory, &sessions, &work, began, seen.as_ref(), timed).await;
         seen = refused.view;
         if refused.only_refused {
-            tokio::time::sleep(AFTER_REFUSAL).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = drain.signaled() => return,
+            }
+            // A full disk refuses for hours.
+            pause = (pause * 2).min(LONGEST_REFUSAL);
             // What was refused is planned again, whether or not anything else has changed.
             seen = None;
             timed = true;
             continue;
         }
         timed = false;
+        pause = AFTER_REFUSAL;
         tokio::select! {
             // Cancel safe all: a change stays marked as unseen, a tick comes again.
             changed = changes.changed() => if changed.is_err() { return },

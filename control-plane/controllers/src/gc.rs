@@ -64,6 +64,10 @@ fn owner(view: &View, object: &Object, reference: &Value) -> Owner {
     let Some(kind) = kinds::by_name(text(&reference["apiVersion"]), text(&reference["kind"])) else {
         return Owner::There;
     };
+    // A namespaced owner of an object of the whole cluster cannot be looked up: which namespace would it be in? Nothing is ended for that.
+    if kind.namespaced && object.key.namespace.is_empty() {
+        return Owner::There;
+    }
     // A namespaced owner is in the object's own namespace: an owner elsewhere is no owner.
     let namespace = if kind.namespaced { &*object.key.namespace } else { "" };
     match view.find(kind.resource, namespace, text(&reference["name"])) {

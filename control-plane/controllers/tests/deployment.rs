@@ -157,6 +157,23 @@ fn recreate_waits_for_the_last_old_pod() {
 }
 
 #[test]
+fn a_rollout_that_hangs_goes_on_as_recreate_with_another_size() {
+    let mut world = World::with_nodes(&["a"]);
+    world.create(deployment("web", 4));
+    world.run_to_rest();
+    // It hangs half way: the new pods never get ready.
+    world.edit("deployments.apps", "web", image("2"));
+    world.settle();
+    assert!(sizes(&world).iter().filter(|size| size.1 > 0).count() == 2, "{:?}", sizes(&world));
+    world.edit("deployments.apps", "web", |value| {
+        value["spec"]["strategy"] = json!({"type": "Recreate"});
+        value["spec"]["replicas"] = json!(3);
+    });
+    world.run_to_rest();
+    assert_eq!(sizes(&world), [owned("1", 0), owned("2", 3)]);
+}
+
+#[test]
 fn a_paused_deployment_scales_but_does_not_roll() {
     let mut world = World::with_nodes(&["a"]);
     world.create(deployment("web", 2));

@@ -298,6 +298,18 @@ mod gc {
     }
 
     #[test]
+    fn an_object_of_the_whole_cluster_is_not_ended_for_an_owner_that_cannot_be_looked_up() {
+        let mut world = World::new();
+        let web = world.create(replica_set("web", 0));
+        let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": &*web.key.name, "uid": &*web.uid}]);
+        world.create(
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kept", "ownerReferences": owner}}),
+        );
+        world.settle();
+        assert!(world.list("namespaces").iter().any(|one| &*one.key.name == "kept" && !is_deleting(one.tree())));
+    }
+
+    #[test]
     fn one_owner_that_lives_is_enough() {
         let mut world = World::new();
         let first = world.create(replica_set("first", 0));

@@ -138,8 +138,11 @@ const SLICES: &str = "endpointslices.discovery.k8s.io";
 pub(crate) fn is_frugal(transaction: &Transaction) -> bool {
     transaction.ops.iter().all(|op| match op {
         Op::Delete { .. } | Op::Status { .. } => true,
-        // The first half of a graceful deletion; and what tells Services of pods that are gone, which grows with the pods only.
-        Op::Update { key, value, .. } => !value["metadata"]["deletionTimestamp"].is_null() || *key.resource == *SLICES,
+        // The first half of a graceful deletion; what tells Services of pods that are gone, which grows with the pods only; and that a
+        // node is dead.
+        Op::Update { key, value, .. } => {
+            !value["metadata"]["deletionTimestamp"].is_null() || *key.resource == *SLICES || &*key.resource == "nodes"
+        }
         Op::Create { .. } | Op::Bind { .. } | Op::RaiseEpoch => false,
     })
 }

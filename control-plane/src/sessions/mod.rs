@@ -28,6 +28,9 @@ pub use tunnels::{TunnelChunks, TunnelError};
 
 /// An agent that says nothing for so long after connecting is hung up on.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// What a report could not store is tried again after this, then at longer intervals.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+const RETRY_AT_MOST: Duration = Duration::from_secs(2);
 /// Messages waiting for one agent: a feed is made only when the one before went out, so a handful is enough.
 const DOWN_QUEUE: usize = 16;
 
@@ -126,13 +129,27 @@ impl Sessions {
 
     /// Runs one session to its end: reads what the agent says until the stream breaks.
     async fn listen(self, node: String, session: u64, mut up: Streaming<FromAgent>) {
+        // What could not be stored; the agent does not say it again.
+        let (mut unstored, mut pause) = (coracle_protocol::v1::Report::default(), RETRY_AFTER);
         loop {
-            match up.next().await {
+            let message = tokio::select! {
+                // Cancel safe: a message that has not come whole stays in the stream.
+                message = up.next() => message,
+                () = tokio::time::sleep(pause), if !report::is_empty(&unstored) => {
+                    unstored = report::apply(&*self.inner.memory, &node, std::mem::take(&mut unstored)).await;
+                    pause = (pause * 2).min(RETRY_AT_MOST);
+                    continue;
+                }
+            };
+            match message {
+                // Another session of the same node has begun: what is said here is of the past.
+                Some(Ok(FromAgent { message: Some(_) })) if !self.beat(&node, session) => break,
                 Some(Ok(FromAgent { message: Some(message) })) => match message {
-                    from_agent::Message::Beat(_) => self.beat(&node, session),
-                    from_agent::Message::Report(report) => {
-                        self.beat(&node, session);
-                        report::apply(&*self.inner.memory, &node, report).await;
+                    from_agent::Message::Beat(_) => {}
+                    from_agent::Message::Report(newer) => {
+                        let whole = report::merged(std::mem::take(&mut unstored), newer);
+                        unstored = report::apply(&*self.inner.memory, &node, whole).await;
+                        pause = RETRY_AFTER;
                     }
                     from_agent::Message::Hello(_) => {
                         tracing::warn!(node, "a second hello in one session is ignored");
@@ -156,12 +173,12 @@ impl Sessions {
         }
     }
 
-    fn beat(&self, node: &str, session: u64) {
-        if let Some(entry) = self.agents().get_mut(node)
-            && entry.session == session
-        {
-            entry.last_beat = Instant::now();
-        }
+    /// Notes a sign of life; false when the node has another session by now.
+    fn beat(&self, node: &str, session: u64) -> bool {
+        let mut agents = self.agents();
+        let Some(entry) = agents.get_mut(node).filter(|entry| entry.session == session) else { return false };
+        entry.last_beat = Instant::now();
+        true
     }
 }
 

@@ -43,6 +43,18 @@ pub(super) struct Waiting {
     waiters: Mutex<HashMap<String, Waiter>>,
 }
 
+/// Takes one who waits off the list, however the waiting ends.
+struct Forget<'a> {
+    tunnels: &'a Waiting,
+    id: &'a str,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.tunnels.waiters().remove(self.id);
+    }
+}
+
 impl Waiting {
     fn waiters(&self) -> std::sync::MutexGuard<'_, HashMap<String, Waiter>> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
@@ -58,15 +70,15 @@ impl Waiting {
         let (chunks, receiver) = mpsc::channel(CHUNKS);
         let (attached, was_attached) = tokio::sync::oneshot::channel();
         self.waiters().insert(id.clone(), Waiter { node: node.to_owned(), chunks, attached });
+        // Whoever asked may hang up while the node is silent.
+        let _forget = Forget { tunnels: self, id: &id };
         let open = OpenTunnel { id: id.clone(), what: Some(open_tunnel::What::Logs(request)) };
         let asked = async {
             let message = FromServer { message: Some(from_server::Message::OpenTunnel(open)) };
             down.send(Ok(message)).await.map_err(|_| TunnelError::Away(node.to_owned()))?;
             was_attached.await.map_err(|_| TunnelError::Silent(node.to_owned()))
         };
-        let outcome = tokio::time::timeout(OPEN_WITHIN, asked).await;
-        self.waiters().remove(&id);
-        match outcome {
+        match tokio::time::timeout(OPEN_WITHIN, asked).await {
             Ok(Ok(())) => Ok(receiver),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(TunnelError::Silent(node.to_owned())),

@@ -30,6 +30,13 @@ pub(super) fn scale(sets: &mut Sets<'_>) {
         return;
     }
     if sets.recreate {
+        // Nothing is scaled while old and new would run together; but the number asked for is noted, or the rollout would wait for ever.
+        for index in 0..sets.all.len() {
+            let size = sets.all[index].size();
+            if !sets.all[index].gone && size > 0 {
+                sets.scale(index, size);
+            }
+        }
         return;
     }
     in_proportion(sets);
