@@ -97,7 +97,7 @@ async fn commands_of_an_agent_that_is_gone_end_and_are_nobody_elses() {
     lab.start(&pod, "a", "sleep 1000").await;
     // Another agent, in a runtime of its own that is torn down as a killed process would be.
     let config = lab.config.clone();
-    let (started, has_started) = std::sync::mpsc::channel();
+    let (started, has_started) = std::sync::mpsc::sync_channel(1); // one word
     let other = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
