@@ -223,7 +223,10 @@ fn sources(problems: &mut Vec<String>) {
             if in_tests
                 && !shown.contains("/examples/")
                 && (code.contains("thread::sleep(") || code.contains("time::sleep("))
-                && !source.lines().nth(number - 1).is_some_and(|line| line.contains("// poll") || line.contains("// random moment"))
+                && !source
+                    .lines()
+                    .nth(number - 1)
+                    .is_some_and(|line| line.contains("// poll") || line.contains("// random moment"))
             {
                 problems.push(format!(
                     "{shown}:{number}: a test waits for a condition, it does not sleep (a poll loop says `// poll`, a fault `// random moment`)"

@@ -121,8 +121,8 @@ pub fn log_writes() -> Vec<Figure> {
         .into_iter()
         .map(|(clients, what)| {
             let found = lines.iter().find(|line| line["clients"] == clients).map(|line| {
-                let (writes, fsync) = (&line["writes_per_second"], line["fsync_ms"]["p50"].as_f64());
-                format!("{writes} (fsync p50 {} ms)", shown(fsync, 2))
+                let (writes, fsync) = (line["writes_per_second"].as_f64(), line["fsync_ms"]["p50"].as_f64());
+                format!("{} (fsync p50 {} ms)", shown(writes, 0), shown(fsync, 2))
             });
             say(Figure {
                 what,
