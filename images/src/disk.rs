@@ -114,7 +114,7 @@ impl Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
+        let _ = crate::tree::remove(&self.path);
     }
 }
 
@@ -124,11 +124,7 @@ pub fn sweep(parent: &Path) -> io::Result<()> {
         let path = entry?.path();
         let Ok(file) = File::open(&path) else { continue };
         if Lock::try_file(file)?.is_some() {
-            match std::fs::remove_dir_all(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(&path)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
-            }
+            crate::tree::remove(&path)?;
         }
     }
     Ok(())

@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use coracle_layers::{Entry, Kind, LayerPath, Meta, Sink, Time};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 /// Why an entry cannot be stored.
@@ -217,7 +217,10 @@ impl Extractor {
         }
         // What was known by path may be gone after this.
         self.parent = None;
-        remove(parent.as_fd(), name).map_err(disk("replace an earlier entry of the same name"))?;
+        std::ffi::CString::new(name)
+            .map_err(|_| Errno::INVAL)
+            .and_then(|name| crate::tree::remove_at(parent.as_fd(), &name))
+            .map_err(disk("replace an earlier entry of the same name"))?;
         create().map_err(disk(action))
     }
 
@@ -416,23 +419,6 @@ fn times(time: Time) -> Timestamps {
     // Numbers no file system has are cut by the kernel; these would be refused before that.
     let time = Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanoseconds.min(999_999_999)) };
     Timestamps { last_access: time, last_modification: time }
-}
-
-/// Removes a file or a whole tree without following anything.
-fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        other => return other,
-    }
-    let directory = open_here(parent, name)?;
-    for entry in Dir::read_from(&directory)? {
-        let entry = entry?;
-        let inside = entry.file_name().to_bytes();
-        if inside != b"." && inside != b".." {
-            remove(directory.as_fd(), inside)?;
-        }
-    }
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
 #[cfg(test)]

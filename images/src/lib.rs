@@ -20,6 +20,7 @@ mod progress;
 mod reference;
 pub mod registry;
 mod store;
+pub mod tree;
 mod unpack;
 
 pub use error::ImageError;

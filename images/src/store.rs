@@ -308,7 +308,7 @@ impl ImageStore {
                 // Renamed first: a layer is there wholly or not at all, also while it is being removed.
                 let trash = self.inner.dir.join("trash").join(crate::disk::unique());
                 std::fs::rename(&path, &trash).map_err(ImageError::disk("remove", &path))?;
-                std::fs::remove_dir_all(&trash).map_err(ImageError::disk("remove", &trash))?;
+                crate::tree::remove(&trash).map_err(ImageError::disk("remove", &trash))?;
                 report.layers += usize::from(part == "layers");
             }
         }

@@ -180,15 +180,12 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> 
     std::fs::rename(&temp, path)
 }
 
-/// Removes a directory that may not be there.
+/// Removes a directory that may not be there, however deep a container made it.
 ///
 /// # Errors
 /// The file system's word.
 pub fn remove_tree(dir: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    coracle_images::tree::remove(dir)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use coracle_images::tree;
 use coracle_lifecycle::env::Sources;
 use coracle_lifecycle::pod::{KeyFile, Pod, Volume, VolumeSource};
 use serde_json::Value;
@@ -137,11 +138,12 @@ pub fn remove(pod: &Pod, dirs: &VolumeDirs) -> Result<(), VolumeError> {
         }
     }
     for dir in [&dirs.disk, &dirs.memory] {
-        if let Err(source) = std::fs::remove_dir_all(dir)
-            && source.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(VolumeError::Io { volume: "*".to_owned(), action: "remove", path: dir.clone(), source });
-        }
+        tree::remove(dir).map_err(|source| VolumeError::Io {
+            volume: "*".to_owned(),
+            action: "remove",
+            path: dir.clone(),
+            source,
+        })?;
     }
     Ok(())
 }
@@ -151,7 +153,7 @@ pub fn remove(pod: &Pod, dirs: &VolumeDirs) -> Result<(), VolumeError> {
 pub fn over_limit(pod: &Pod, dirs: &VolumeDirs) -> Option<String> {
     pod.volumes.iter().find_map(|volume| {
         let VolumeSource::EmptyDir { memory: false, size_limit: Some(limit) } = volume.source else { return None };
-        let used = used_bytes(&dirs.path(volume));
+        let used = tree::used_bytes(&dirs.path(volume));
         (used > limit)
             .then(|| format!("Usage of EmptyDir volume \"{}\" exceeds the limit: {used} of {limit} bytes", volume.name))
     })
@@ -163,19 +165,6 @@ pub fn has_limits(pod: &Pod) -> bool {
     pod.volumes
         .iter()
         .any(|volume| matches!(volume.source, VolumeSource::EmptyDir { memory: false, size_limit: Some(_) }))
-}
-
-/// Bytes that a tree takes on disk. Links are not followed.
-fn used_bytes(dir: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => used_bytes(&entry.path()),
-            Ok(meta) => meta.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 fn io_error<'a>(
@@ -420,6 +409,32 @@ mod tests {
         std::fs::write(dirs.disk.join("e/sub/big"), vec![1; 128 << 10]).unwrap();
         let words = over_limit(&pod, &dirs).unwrap();
         assert!(words.starts_with("Usage of EmptyDir volume \"e\" exceeds the limit"), "{words}");
+    }
+
+    #[test]
+    fn no_depth_hides_what_a_directory_holds_or_keeps_it_here() {
+        use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+        // In memory where possible: disks take minutes for that many directories.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let dirs = dirs(dir.path());
+        let pod = pod(json!([{"name": "e", "emptyDir": {"sizeLimit": "64Ki"}}]));
+        prepare(&pod, &dirs, &State::default(), "1").unwrap();
+        let mut at = openat(CWD, dirs.disk.join("e"), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..20_000 {
+            mkdirat(&at, "deep", Mode::RWXU).unwrap();
+            at = openat(&at, "deep", OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        assert!(over_limit(&pod, &dirs).is_none());
+        let file = openat(&at, "big", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+        rustix::io::write(&file, &[1; 128 << 10]).unwrap();
+        assert!(over_limit(&pod, &dirs).is_some());
+        // On a thread as the agent's, with the 2 MiB of stack that Rust gives.
+        std::thread::spawn(move || {
+            remove(&pod, &dirs).unwrap();
+            assert!(!dirs.disk.exists());
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]
