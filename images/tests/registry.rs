@@ -403,9 +403,8 @@ async fn silence_is_not_waited_for() {
     assert!(error.contains("was silent for 150 ms"), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn tls_needs_a_known_authority() {
-    let Some(lab) = Lab::new() else { return };
+/// A registry behind TLS, and the certificate to trust.
+async fn tls(lab: &Lab, hook: Hook) -> (Registry, String) {
     let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -416,10 +415,33 @@ async fn tls_needs_a_known_authority() {
         .with_single_cert(vec![signed.cert.der().clone()], key)
         .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let registry = Registry::start_with(&lab.oci(), Box::new(|_, _| None), Some(acceptor)).await;
+    (Registry::start_with(&lab.oci(), hook, Some(acceptor)).await, signed.cert.pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_leads_to_nothing_without() {
+    let Some(lab) = Lab::new() else { return };
+    let depot = lab.registry(|_, _| None).await;
+    let elsewhere = depot.address;
+    let hook = move |asked: &support::Asked, _| {
+        let moved = || Reply::new(307, "").header("location", format!("http://{elsewhere}{}", asked.path));
+        asked.path.contains("/blobs/").then(moved)
+    };
+    let (registry, pem) = tls(&lab, Box::new(hook)).await;
+    let options = PullOptions { extra_ca_pem: vec![pem], ..lab.options.clone() };
+    let outcome = lab.store.pull(&registry.name("app:1"), &options, Arc::new(Quiet)).await;
+    let error = one_line(&outcome.unwrap_err());
+    assert!(error.contains("which is not followed: it does not use TLS"), "{error}");
+    assert_eq!(depot.count("GET", ""), 0, "nobody may have us ask what listens on the loopback");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_needs_a_known_authority() {
+    let Some(lab) = Lab::new() else { return };
+    let (registry, pem) = tls(&lab, Box::new(|_, _| None)).await;
     let name = registry.name("app:1");
     assert!(lab.pull(&name).await.is_err(), "nobody vouches for it");
-    let options = PullOptions { extra_ca_pem: vec![signed.cert.pem()], ..lab.options.clone() };
+    let options = PullOptions { extra_ca_pem: vec![pem], ..lab.options.clone() };
     lab.store.pull(&name, &options, Arc::new(Quiet)).await.unwrap();
     let options = PullOptions {
         extra_ca_pem: vec!["-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".into()],

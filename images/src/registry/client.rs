@@ -212,6 +212,8 @@ impl Client {
         url: &Uri,
         mut headers: HeaderMap,
     ) -> Result<Response<Incoming>, RegistryError> {
+        // A registry beyond TLS must not send us to what listens on this machine, or to where anybody can answer.
+        let registry_is_plain = self.base.starts_with("http://");
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
             let response = self.once(method, &at, &headers).await?;
@@ -227,7 +229,7 @@ impl Client {
             let next = join(&at, target).ok_or_else(|| refuse("it is no address"))?;
             match next.scheme_str() {
                 Some("https") => {}
-                Some("http") if self.plain_allowed(&next) => {}
+                Some("http") if registry_is_plain && self.plain_allowed(&next) => {}
                 _ => return Err(refuse("it does not use TLS")),
             }
             if next.scheme() != at.scheme() || next.authority() != at.authority() {
