@@ -132,7 +132,7 @@ impl Containers for FakeContainers {
 
     fn user(&self, _: &Root, text: &str) -> Result<User, Failure> {
         let uid = if text.is_empty() { 0 } else { text.split(':').next().unwrap_or_default().parse().unwrap_or(1000) };
-        Ok(User { uid, gid: uid, groups: Vec::new() })
+        Ok(User { uid, gid: uid, ..User::default() })
     }
 
     fn start(&self, launch: Launch) -> Doing<'_, Result<Started, Failure>> {

@@ -34,6 +34,8 @@ pub struct User {
     pub gid: u32,
     /// More groups.
     pub groups: Vec<u32>,
+    /// Home folder: what HOME says when neither the image nor the pod sets it. Empty = not known.
+    pub home: String,
 }
 
 /// A directory or file of the node in the container.
@@ -227,7 +229,10 @@ pub fn spec(pod: &Pod, container: &Container, launch: &Launch<'_>) -> Result<Spe
     groups.sort_unstable();
     groups.dedup();
     let capabilities = capabilities(container)?;
-    let env: Vec<String> = launch.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut env: Vec<String> = launch.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if !launch.user.home.is_empty() && launch.env.iter().all(|(name, _)| name != "HOME") {
+        env.push(format!("HOME={}", launch.user.home));
+    }
     let hidden = |paths: &[&str]| if security.privileged { json!([]) } else { json!(paths) };
     let mut value = json!({
         "ociVersion": "1.2.0",
@@ -429,7 +434,7 @@ mod tests {
             ImageConfig { entrypoint: vec!["/app".into()], command: vec!["unused".into()], ..ImageConfig::default() };
         let env = [("PORT".to_owned(), "80".to_owned())];
         let mut launch = launch(&image, &env);
-        launch.user = User { uid: 101, gid: 102, groups: vec![103] };
+        launch.user = User { uid: 101, gid: 102, groups: vec![103], home: "/srv/app".into() };
         launch.binds = vec![
             Bind { source: "/v/b".into(), target: "/data/deep".into(), read_only: true },
             Bind { source: "/v/a".into(), target: "/data".into(), read_only: false },

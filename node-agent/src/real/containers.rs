@@ -112,7 +112,7 @@ impl Containers for RuntimeContainers {
         let Root::Mount(root) = root else { return Ok(User::default()) };
         let user = rootfs::user(root.as_fd(), text)
             .map_err(|error| Failure::retry("CreateContainerConfigError", coracle_base::one_line(&error)))?;
-        Ok(User { uid: user.uid, gid: user.gid, groups: user.groups })
+        Ok(User { uid: user.uid, gid: user.gid, groups: user.groups, home: user.home })
     }
 
     fn start(&self, launch: Launch) -> Doing<'_, Result<Started, Failure>> {
