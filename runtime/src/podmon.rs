@@ -28,8 +28,8 @@ const EVENTS: usize = 256;
 
 /// A monitor answers from memory, but for a launch: that one gives up after 30 s.
 const ANSWER: Duration = Duration::from_secs(60);
-/// The first answer of a monitor that an earlier agent left; a machine that has just come up may be slow.
-const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// The first answer of a monitor that an earlier agent left: it may be busy with a launch, and the machine slow.
+const FIRST_ANSWER: Duration = Duration::from_secs(45);
 
 /// What went wrong between agent and podmon.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -221,7 +221,11 @@ impl Runtime {
                 Err(error) => {
                     // Nobody would ever tell how its containers end.
                     tracing::warn!(pod = id, %error, "a pod whose monitor is lost is removed");
-                    self.sweep(&id).await?;
+                    // One that cannot be swept (a process that hangs in the kernel) must not keep all others unattended: its worker
+                    // makes it anew, or is told why not.
+                    if let Err(error) = self.sweep(&id).await {
+                        tracing::error!(pod = id, error = coracle_base::one_line(&error), "it could not be removed");
+                    }
                 }
             }
         }
