@@ -55,7 +55,8 @@ impl Vm {
         let listener = UnixListener::bind(&socket).expect("a socket");
         let started = Instant::now();
         let mut command = qemu(disks, accelerator, &folder.path().join("console"));
-        command.args(["-append", "console=ttyS0 panic=-1 root=/dev/vda systemd.show_status=no"]);
+        command.args(["-append", "console=ttyS0 root=/dev/vda systemd.show_status=no"]);
+        command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", folder.path().join("monitor").display()));
         for disk in [&disks.root, &disks.local] {
             command.arg("-drive").arg(format!("file={},format=raw,if=virtio,snapshot=on", disk.display()));
         }
@@ -68,6 +69,17 @@ impl Vm {
         vm.greeted();
         vm.booted = started.elapsed();
         vm
+    }
+
+    /// Takes the power away and gives it back: what was not written to a disk is gone. Comes back when systemd has all up.
+    ///
+    /// # Panics
+    /// The machine does not come up again.
+    pub fn cut_power(&mut self) {
+        let mut monitor = UnixStream::connect(self.folder.path().join("monitor")).expect("qemu's monitor");
+        monitor.write_all(b"system_reset\n").expect("qemu's monitor");
+        self.asked.push("(the power was cut)".to_owned());
+        self.greeted();
     }
 
     /// Waits for the word of the guest's end of the channel.
@@ -196,7 +208,7 @@ fn qemu(disks: &Disks, accelerator: &str, console: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", accelerator, "-m", "1024", "-smp", "2"]);
     command.args(["-cpu", if accelerator == "kvm" { "host" } else { "max" }]);
-    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.arg("-kernel").arg(&disks.kernel).arg("-initrd").arg(&disks.initrd);
     command.stdin(Stdio::null());
@@ -211,7 +223,7 @@ fn kvm_works(disks: &Disks) -> bool {
         return false;
     }
     let mut command = qemu(disks, "kvm", &console);
-    command.args(["-append", "console=ttyS0 quiet panic=-1 probe"]).stderr(Stdio::null());
+    command.args(["-append", "console=ttyS0 quiet panic=-1 probe", "-no-reboot"]).stderr(Stdio::null());
     let Ok(mut probe) = command.spawn() else { return false };
     let until = Instant::now() + Duration::from_secs(5);
     while probe.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < until {

@@ -13,7 +13,7 @@ ip -4 route | sed 's/^/route /'
 ip rule | sed 's/^/rule /'
 nft list tables | sed 's/^/packets /'
 find /sys/fs/cgroup -maxdepth 1 -type d -printf 'cgroup %p\n'
-sed 's/^/mount /' /proc/self/mounts
+sed 's/^/mount /; s/,fd=[0-9]*//; s/,pipe_ino=[0-9]*//' /proc/self/mounts
 find /run/netns -printf 'namespace %p\n'
 find /proc/[0-9]*/exe -maxdepth 0 -printf 'process %l\n' | grep -E 'coracle|podmon|hello|memfd'
 true"#;
@@ -86,6 +86,7 @@ fn demo_and_kills_under_systemd() {
     memory_is_kept(&mut vm);
     stop_and_start(&mut vm, &service);
     others_change_the_network(&mut vm, &service);
+    power_cut(&mut vm, &service);
     assert_eq!(vm.must("systemctl --failed --plain --no-legend"), "");
 
     let started = Instant::now();
@@ -221,4 +222,22 @@ fn stop_and_start(vm: &mut Vm, service: &str) {
 fn others_change_the_network(vm: &mut Vm, service: &str) {
     vm.must("systemctl restart nftables systemd-networkd");
     println!("rules flushed -> answer by name: {:.1} s", asked(vm, service));
+}
+
+/// The machine goes dark and comes back: the unit starts by itself, and the same pods run in new containers.
+fn power_cut(vm: &mut Vm, service: &str) {
+    let known = look(vm);
+    let started = Instant::now();
+    vm.cut_power();
+    println!("power cut -> systemd has all up: {:.1} s", started.elapsed().as_secs_f64());
+    vm.wait("three containers", |vm| vm.must(CONTAINERS).lines().count() == 3);
+    asked(vm, service);
+    let mut seen = Seen::default();
+    vm.wait("three ready replicas", |vm| {
+        seen = look(vm);
+        seen.ready
+    });
+    assert!(known.containers.keys().eq(seen.containers.keys()), "pods were replaced: {seen:?}");
+    assert!(known.maps.is_subset(&seen.maps), "an acknowledged write is gone: {seen:?}");
+    println!("power cut -> all answers: {:.1} s", started.elapsed().as_secs_f64());
 }
