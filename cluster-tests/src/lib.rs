@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod kubectl;
 pub mod machine;
 pub mod registry;
 pub mod vm;

@@ -2,47 +2,19 @@
 //!
 //! Each version has a namespace of its own; what concerns the whole node comes last, one version after the other.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use coracle_cluster_tests::kubectl::binaries;
 use coracle_cluster_tests::machine::{Machine, Said, program, workspace};
 use serde_json::Value;
 
 /// How long anything may take. All versions run side by side.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Every kubectl there is: in `KUBECTL_DIR`, or beside the one on the path. Versioned ones (`kubectl.1.31`) are taken before a
-/// plain one, which may only be a dispatcher.
-fn binaries() -> Vec<(String, PathBuf)> {
-    let mut dirs: Vec<PathBuf> = Vec::new();
-    if let Some(dir) = std::env::var_os("KUBECTL_DIR") {
-        dirs.push(dir.into());
-    } else {
-        for dir in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
-            if let Ok(real) = dir.join("kubectl").canonicalize() {
-                dirs.extend(real.parent().map(Path::to_owned));
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    for dir in dirs {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name == "kubectl" || name.starts_with("kubectl.1.") {
-                found.entry(name).or_insert_with(|| entry.path());
-            }
-        }
-    }
-    if found.len() > 1 {
-        found.remove("kubectl");
-    }
-    found.into_iter().collect()
-}
 
 /// One kubectl, at home in one namespace.
 struct Kubectl {
@@ -150,7 +122,8 @@ impl Kubectl {
     /// Starts a command that goes on; its lines come one by one.
     fn start(&self, args: &[&str]) -> Running {
         let mut child = self.command(args).spawn().expect("kubectl");
-        let (sender, lines) = channel();
+        // Far more than any story prints.
+        let (sender, lines) = sync_channel(10_000);
         let out = child.stdout.take().expect("piped");
         std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {

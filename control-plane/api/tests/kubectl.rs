@@ -4,8 +4,9 @@
 mod support;
 
 use coracle_api::Memory as _;
+use coracle_cluster_tests::kubectl::binaries;
 use serde_json::{Value, json};
-use support::kubectl::{Kubectl, binaries};
+use support::kubectl::Kubectl;
 use support::{World, until};
 
 /// Runs a story with each kubectl, each in a world of its own.
