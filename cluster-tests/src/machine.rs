@@ -77,6 +77,16 @@ pub fn have(program: &str) -> bool {
     found
 }
 
+/// Takes the calling thread into a network namespace.
+///
+/// # Errors
+/// The file is gone, or nobody but root may.
+pub fn enter(namespace: &Path) -> std::io::Result<()> {
+    let namespace = std::fs::File::open(namespace)?;
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?)
+}
+
 impl Machine {
     /// A machine that is not started yet.
     ///
@@ -131,11 +141,10 @@ impl Machine {
     /// # Panics
     /// The network cannot be entered, or `work` panics.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("a namespace");
+        let namespace = self.namespace();
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                let network = Some(rustix::thread::LinkNameSpaceType::Network);
-                rustix::thread::move_into_link_name_space(namespace.as_fd(), network).expect("root");
+                enter(&namespace).expect("root");
                 work()
             });
             inside.join().expect("the work is done")

@@ -9,7 +9,17 @@ use crate::Failure;
 
 pub const NAME: &str = "coracle.local/hello:1";
 
-pub fn build(out: &Path, binary: Option<PathBuf>, name: &str, platform: Option<&str>) -> Result<String, Failure> {
+/// `OS/ARCHITECTURE`.
+pub fn platform(text: &str) -> Result<Platform, String> {
+    match text.split_once('/') {
+        Some((os, architecture)) if !os.is_empty() && !architecture.is_empty() => {
+            Ok(Platform { os: os.into(), architecture: architecture.into(), variant: String::new() })
+        }
+        _ => Err("it is written OS/ARCHITECTURE, such as linux/arm64".to_owned()),
+    }
+}
+
+pub fn build(out: &Path, binary: Option<PathBuf>, name: &str, platform: Option<Platform>) -> Result<String, Failure> {
     let binary = binary.map_or_else(beside_us, Ok)?;
     let mut layer = LayerBuilder::new();
     layer
@@ -31,13 +41,7 @@ pub fn build(out: &Path, binary: Option<PathBuf>, name: &str, platform: Option<&
         exposed_ports: vec!["8080/tcp".into()],
         ..RunConfig::default()
     };
-    let platform = match platform.and_then(|text| text.split_once('/')) {
-        Some((os, architecture)) => {
-            Platform { os: os.into(), architecture: architecture.into(), variant: String::new() }
-        }
-        None => Platform::current(),
-    };
-    let digest = layout.image_for(name, &platform, &run, &layers)?;
+    let digest = layout.image_for(name, &platform.unwrap_or_else(Platform::current), &run, &layers)?;
     Ok(format!("{name} {digest} ({} KB) in {}", layers[0].size / 1000, out.display()))
 }
 

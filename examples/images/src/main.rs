@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use coracle_images::ImageError;
+use coracle_images::{ImageError, Platform};
 
 /// Makes the images of the examples as OCI layouts, ready for `coracle image import`
 #[derive(Debug, Parser)]
@@ -34,8 +34,8 @@ enum Image {
         #[arg(long, default_value = hello::NAME)]
         name: String,
         /// Whom it says it is for, `OS/ARCHITECTURE`; what is packed stays the same [default: this machine]
-        #[arg(long, value_name = "PLATFORM")]
-        platform: Option<String>,
+        #[arg(long, value_name = "PLATFORM", value_parser = hello::platform)]
+        platform: Option<Platform>,
     },
     /// Debian's nginx: base, packages, and a layer that takes things away
     Nginx(Packaged),
@@ -81,7 +81,7 @@ enum Failure {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().image {
-        Image::Hello { out, binary, name, platform } => hello::build(&out, binary, &name, platform.as_deref()),
+        Image::Hello { out, binary, name, platform } => hello::build(&out, binary, &name, platform),
         Image::Nginx(packaged) => nginx::build(&packaged.out, &packaged.cache()),
         Image::Redis(packaged) => redis::build(&packaged.out, &packaged.cache()),
     };

@@ -1,6 +1,5 @@
 //! Writes through the front door: our API over TLS, and etcd's JSON gateway without it, by the same client.
 
-use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -8,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_cluster_tests::machine::{Machine, have};
+use coracle_cluster_tests::machine::{Machine, enter, have};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -37,7 +36,7 @@ where
         .map(|client| {
             let (connect, request, namespace) = (connect.clone(), request.clone(), machine.namespace());
             std::thread::spawn(move || -> Option<Vec<f64>> {
-                enter(&namespace)?;
+                enter(&namespace).ok()?;
                 let mut stream = BufReader::new(connect()?);
                 let mut times = Vec::new();
                 for number in 0.. {
@@ -67,12 +66,6 @@ where
     let rate = times.len() as f64 / begun.elapsed().as_secs_f64();
     let (_, p50, p99) = spread(&mut times);
     Some(Measured { rate, p50, p99 })
-}
-
-fn enter(namespace: &Path) -> Option<()> {
-    let namespace = File::open(namespace).ok()?;
-    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-    rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind).ok()
 }
 
 /// Reads one answer to its end; none unless it is a success.
