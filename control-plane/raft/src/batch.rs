@@ -1,6 +1,7 @@
 //! Proposals become entries: whatever queued while the append before was in flight goes into one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_store::{Op, Outcome, Rejection, Transaction, codec};
 use openraft::errors::{ClientWriteError, RaftError};
@@ -12,6 +13,9 @@ use crate::wal::WriterStats;
 /// The most one entry carries, in bytes and in transactions.
 const ENTRY_BYTES: usize = 1 << 20;
 const ENTRY_TRANSACTIONS: usize = 1024;
+
+/// A write that no majority has taken in this time may still happen; whoever waits for it is told so.
+const WRITE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a proposal came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +38,9 @@ pub enum ProposeError {
         leader: Option<u64>,
     },
     /// The leader changed meanwhile: it may have happened or not.
-    #[error("the leader changed while the change was under way; it may have happened or not")]
+    #[error(
+        "the leader was lost while the change was under way; it may have happened or not\nhint: look, then try again"
+    )]
     Uncertain,
     /// A write to the log's disk failed; this server acknowledges nothing any more.
     #[error(
@@ -101,10 +107,14 @@ async fn propose(engine: &Engine, stats: &WriterStats, taken: Vec<Proposal>) {
         answers.push(proposal.answer);
     }
     let results: Result<Vec<_>, ProposeError> = match codec::join(&parts) {
-        Ok(bytes) => match engine.client_write(Batch::of(transactions, bytes)).await {
-            Ok(response) => Ok(response.data),
-            Err(error) => Err(word(&error, stats)),
-        },
+        Ok(bytes) => {
+            let write = engine.client_write(Batch::of(transactions, bytes));
+            match tokio::time::timeout(WRITE_WITHIN, write).await {
+                Ok(Ok(response)) => Ok(response.data),
+                Ok(Err(error)) => Err(word(&error, stats)),
+                Err(_) => Err(ProposeError::Uncertain),
+            }
+        }
         Err(error) => Err(ProposeError::Unwritable(error)),
     };
     match results {

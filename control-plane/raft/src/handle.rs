@@ -7,20 +7,34 @@ use std::time::Duration;
 
 use coracle_base::{Generation, Revision};
 use coracle_store::{Event, Gone, Limits, Transaction, View, codec};
-use openraft::{Config, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::adapter::{Engine, LogStore, Machine, NoPeers, Shared, Types};
+use crate::adapter::{Engine, LogStore, Machine, Network, Shared, Types, members_of};
 use crate::batch::{self, Proposal, ProposeError, Proposed, is_frugal};
 use crate::disk::{Disk, RealDisk};
+use crate::forward::{Reader, readers};
 use crate::identity::{self, Identity, IdentityError, Lock};
-use crate::members::Member;
+use crate::inbox::Receiving;
+use crate::members::{Member, Members};
+use crate::membership::Health;
+use crate::peers::{Caller, NoPeers, PeerError, Peers};
 use crate::snapshots::{SnapshotFileError, Snapshots};
 use crate::wal::{Log, LogConfig, Space, WalError, Writer};
+use crate::wire::{Answer, Request};
 
 /// Proposals that wait at most; each is at most an object, and beyond this a client is told to come back.
 const QUEUE: usize = 4096;
+
+/// Each question of a server that joins or leaves.
+const JOIN_WITHIN: Duration = Duration::from_secs(6);
+/// A planned change of the leader takes a few round trips.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
+/// Who has acknowledged something this long ago can lead.
+const LIVE: Duration = Duration::from_secs(1);
+/// Whether a copy of this server runs where it was last.
+const COPY_WITHIN: Duration = Duration::from_millis(700);
 
 /// A snapshot that could not be written is tried again after this.
 const SNAPSHOT_AGAIN: Duration = Duration::from_secs(5);
@@ -32,8 +46,10 @@ pub struct RaftConfig {
     pub dir: PathBuf,
     /// Who this server must be; `None`: whoever the directory says, a new one when it is empty.
     pub identity: Option<Identity>,
-    /// Where peers reach this server (`host:port`); may be empty while it is alone.
-    pub address: String,
+    /// This server as its peers know it; the address may be empty while it is alone.
+    pub member: Member,
+    /// Addresses of servers of the cluster this one belongs to: an empty directory does not make a cluster of its own then.
+    pub join: Option<Vec<String>>,
     /// Bounds of the store.
     pub limits: Limits,
     /// Size of a log segment.
@@ -52,7 +68,8 @@ impl RaftConfig {
         Self {
             dir: dir.into(),
             identity: None,
-            address: String::new(),
+            member: Member::default(),
+            join: None,
             limits: Limits::default(),
             segment_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
@@ -105,6 +122,14 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// Another process uses the same identity.
+    #[error(
+        "the server of this data directory runs already, at {address}: the directory has been copied\nhint: a new server joins the cluster with an empty data directory; to move a server, stop it where it is first"
+    )]
+    Cloned {
+        /// Where it runs.
+        address: String,
+    },
     /// The consensus library refused.
     #[error("cannot start the replicated log: {0}")]
     Engine(String),
@@ -145,11 +170,16 @@ pub struct Raft {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     identity: Identity,
-    engine: Engine,
-    shared: Arc<Shared>,
-    writer: Arc<Writer>,
+    pub(crate) engine: Engine,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) writer: Arc<Writer>,
+    pub(crate) caller: Caller,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) limits: Limits,
+    pub(crate) receiving: tokio::sync::Mutex<Receiving>,
+    pub(crate) readers: mpsc::Sender<Reader>,
     leader: watch::Receiver<Option<u64>>,
     proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -165,6 +195,14 @@ impl Raft {
     /// # Errors
     /// The directory is in use or another server's; log or snapshot are damaged; the disk fails.
     pub async fn open(config: RaftConfig) -> Result<Self, OpenError> {
+        Self::open_among(config, Arc::new(NoPeers)).await
+    }
+
+    /// The same, with a way to other servers. One that joins a cluster waits until it is taken in (`join`).
+    ///
+    /// # Errors
+    /// As `open`; and a copy of this directory runs elsewhere.
+    pub async fn open_among(config: RaftConfig, peers: Arc<dyn Peers>) -> Result<Self, OpenError> {
         let loading = tokio::task::spawn_blocking(move || load(config));
         let loaded = loading.await.map_err(|error| system("load the log")(std::io::Error::other(error)))??;
         let Loaded { config, identity, lock, shared, writer, snapshots, is_new } = loaded;
@@ -172,34 +210,192 @@ impl Raft {
         let refused = |error: &dyn std::fmt::Display| OpenError::Engine(error.to_string());
         let engine_config = Arc::new(engine_config(identity).validate().map_err(|error| refused(&error))?);
         let store = LogStore::new(writer.clone());
-        let engine = Engine::new(identity.node, engine_config, NoPeers, store, machine)
+        let caller = Caller::new(peers, identity, config.member.clone());
+        let network = Network { caller: caller.clone(), snapshots: snapshots.clone() };
+        let engine = Engine::new(identity.node, engine_config, network, store, machine)
             .await
             .map_err(|error| OpenError::Engine(coracle_base::one_line(&error)))?;
-        if is_new {
-            let alone = BTreeMap::from([(identity.node, Member { address: config.address.clone() })]);
+        if is_new && config.join.is_none() {
+            let alone = BTreeMap::from([(identity.node, config.member.clone())]);
             engine.initialize(alone).await.map_err(|error| refused(&error))?;
         }
-        start_leading(&engine, identity.node).await?;
+        let members = engine
+            .with_raft_state(|state| members_of(state.membership_state.effective().membership()))
+            .await
+            .map_err(|error| refused(&error))?;
+        refuse_copies(&members, &caller, identity).await?;
+        start_leading(&engine, identity.node, &members).await?;
 
         let (stop, stopped) = watch::channel(false);
         let (leader_out, leader) = watch::channel(engine.current_leader().await);
         let (proposals, queue) = mpsc::channel(QUEUE);
+        let (reader, reading) = readers();
         let batching = tokio::spawn(batch::run(engine.clone(), writer.stats().clone(), queue));
-        let watching = tokio::spawn(watch_leader(engine.clone(), leader_out));
-        let snapping = tokio::spawn(take_snapshots(engine.clone(), shared.clone(), snapshots, writer.clone(), stopped));
-        Ok(Self {
+        let watching = tokio::spawn(watch_leader(engine.clone(), identity.node, leader_out));
+        let snapping = tokio::spawn(take_snapshots(
+            engine.clone(),
+            shared.clone(),
+            snapshots.clone(),
+            writer.clone(),
+            stopped.clone(),
+        ));
+        let raft = Self {
             inner: Arc::new(Inner {
                 identity,
                 engine,
                 shared,
                 writer,
+                caller,
+                snapshots,
+                limits: config.limits,
+                receiving: tokio::sync::Mutex::default(),
+                readers: reader,
                 leader,
                 proposals: Mutex::new(Some(proposals)),
                 tasks: Mutex::new(vec![batching, watching, snapping]),
                 stop,
                 lock: Mutex::new(Some(lock)),
             }),
-        })
+        };
+        // Both hold the handle: they end with `shutdown`, before the log is closed.
+        let keeping = tokio::spawn(crate::membership::keep(raft.clone(), stopped.clone()));
+        let reading = tokio::spawn(until(stopped, crate::forward::read_rounds(raft.clone(), reading)));
+        raft.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend([keeping, reading]);
+        Ok(raft)
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// The cluster's servers, as this one knows them.
+    #[must_use]
+    pub fn members(&self) -> Members {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.inner.engine.server_metrics();
+        let seen = metrics.borrow_watched();
+        members_of(seen.membership_config.membership())
+    }
+
+    /// Whether no other server belongs to the cluster.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let members = self.members();
+        !members.servers.is_empty() && members.is_alone(self.inner.identity.node)
+    }
+
+    /// Whether this server belongs to the cluster.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.members().servers.contains_key(&self.inner.identity.node)
+    }
+
+    /// How the servers look to the leader; empty on others.
+    #[must_use]
+    pub fn health(&self) -> BTreeMap<u64, Health> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.inner.engine.metrics();
+        let seen = metrics.borrow_watched();
+        let (Some(matched), Some(beats)) = (&seen.replication, &seen.heartbeat) else { return BTreeMap::new() };
+        let own = self.inner.identity.node;
+        matched
+            .iter()
+            .map(|(server, matched)| {
+                let silent = match beats.get(server).and_then(Option::as_ref) {
+                    _ if *server == own => Some(Duration::ZERO),
+                    Some(beat) => Some(openraft::Instant::elapsed(&**beat)),
+                    None => None,
+                };
+                (*server, Health { silent, matched: matched.as_ref().map_or(0, |id| id.index) })
+            })
+            .collect()
+    }
+
+    /// Asks servers at these addresses, in turn, to take this one in; those they name as leader are asked too.
+    ///
+    /// # Errors
+    /// Nobody could, in words.
+    pub async fn join(&self, addresses: &[String], within: Duration) -> Result<(), String> {
+        let until = tokio::time::Instant::now() + within;
+        let mut last = "no server is known".to_owned();
+        loop {
+            for address in addresses {
+                match self.ask_to_join(address).await {
+                    Ok(()) => return Ok(()),
+                    Err(reason) => last = reason,
+                }
+            }
+            if tokio::time::Instant::now() >= until {
+                return Err(last);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn ask_to_join(&self, address: &str) -> Result<(), String> {
+        let caller = &self.inner.caller;
+        let asked = |error: PeerError| error.to_string();
+        let hello = caller.ask_at(address, 0, &Request::Hello, JOIN_WITHIN).await.map_err(asked)?;
+        let Answer::Hello { leader, members, server } = hello else {
+            return Err(format!("server {address} gave an odd answer: {hello:?}"));
+        };
+        let leader = leader.unwrap_or(server);
+        let target = members.servers.get(&leader).cloned().unwrap_or_default();
+        let target = if leader == server { Member { address: address.to_owned(), ..target } } else { target };
+        match caller.ask(leader, &target, &Request::Join, JOIN_WITHIN).await.map_err(asked)? {
+            Answer::Done => Ok(()),
+            Answer::NotLeader { .. } => Err("the cluster has no leader at the moment".to_owned()),
+            Answer::Failed(reason) => Err(reason),
+            other => Err(format!("server {address} gave an odd answer: {other:?}")),
+        }
+    }
+
+    /// Takes a server out of the cluster for good: this one, or another.
+    ///
+    /// # Errors
+    /// It cannot go, or no majority agrees; in words.
+    pub async fn remove(&self, server: u64) -> Result<(), String> {
+        if self.is_leader() {
+            if server != self.inner.identity.node {
+                return self.expel(server).await;
+            }
+            // Somebody else leads first, and then takes this one out.
+            self.hand_over().await?;
+        }
+        let leader = *self.inner.leader.borrow();
+        let leader = leader.ok_or_else(|| "the cluster has no leader at the moment".to_owned())?;
+        let member = self.members().servers.get(&leader).cloned().unwrap_or_default();
+        match self.inner.caller.ask(leader, &member, &Request::Remove { server }, JOIN_WITHIN).await {
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Failed(reason)) => Err(reason),
+            Ok(other) => Err(format!("the leader gave an odd answer: {other:?}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Lets another voter lead, the one that has the most of the log; returns once it does. Nothing to do when this server does
+    /// not lead, or is alone.
+    ///
+    /// # Errors
+    /// Nobody took over in time.
+    pub async fn hand_over(&self) -> Result<(), String> {
+        let own = self.inner.identity.node;
+        let voters = self.members().all_voters();
+        if !self.is_leader() || voters.len() < 2 {
+            return Ok(());
+        }
+        let health = self.health();
+        let fit = |server: &u64| health.get(server).filter(|health| health.silent.is_some_and(|silent| silent < LIVE));
+        let best = voters.iter().filter(|voter| **voter != own).filter_map(|voter| Some((fit(voter)?.matched, *voter)));
+        let Some((_, best)) = best.max() else { return Err("no other server that votes is reachable".to_owned()) };
+        let moved = async {
+            self.inner.engine.trigger().transfer_leader(best).await.map_err(|error| error.to_string())?;
+            let mut leader = self.inner.leader.clone();
+            let other = leader.wait_for(|leader| leader.is_some_and(|leader| leader != own)).await;
+            other.map(|_| ()).map_err(|_| "this server has stopped".to_owned())
+        };
+        let within = tokio::time::timeout(HAND_OVER_WITHIN, moved).await;
+        within.unwrap_or_else(|_| Err("no other server took over in time".to_owned()))
     }
 
     /// Proposes one transaction; the answer comes once it is durable and applied.
@@ -207,11 +403,11 @@ impl Raft {
     /// # Errors
     /// It did not happen, but for `Uncertain`, and for `Poisoned` and `Stopped`, which may hide that it did.
     pub async fn propose(&self, transaction: Transaction) -> Proposed {
-        self.queue(transaction)?.await.unwrap_or(Err(ProposeError::Stopped))
+        self.propose_many(vec![transaction]).await.pop().unwrap_or(Err(ProposeError::Stopped))
     }
 
-    /// Proposes several; each happens or not for itself, in this order.
-    pub async fn propose_many(&self, transactions: Vec<Transaction>) -> Vec<Proposed> {
+    /// Proposes several on this server alone, which must lead.
+    pub async fn propose_here(&self, transactions: Vec<Transaction>) -> Vec<Proposed> {
         let waiting: Vec<_> = transactions.into_iter().map(|transaction| self.queue(transaction)).collect();
         let mut answers = Vec::with_capacity(waiting.len());
         for waiting in waiting {
@@ -268,23 +464,6 @@ impl Raft {
     #[must_use]
     pub fn oldest_resumable(&self) -> Revision {
         self.inner.shared.with_store(coracle_store::Store::oldest_resumable)
-    }
-
-    /// A state that holds everything acknowledged anywhere before this call.
-    ///
-    /// # Errors
-    /// This server does not lead, or has failed.
-    pub async fn read_barrier(&self) -> Result<View, ProposeError> {
-        if let Some(reason) = self.inner.writer.stats().failure() {
-            return Err(ProposeError::Poisoned(reason.to_owned()));
-        }
-        match self.inner.engine.ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(_) => Ok(self.view()),
-            Err(openraft::errors::RaftError::Fatal(_)) => Err(ProposeError::Stopped),
-            Err(openraft::errors::RaftError::APIError(_)) => {
-                Err(ProposeError::NotLeader { leader: *self.inner.leader.borrow() })
-            }
-        }
     }
 
     /// Whether this server leads, as far as it knows.
@@ -446,8 +625,11 @@ fn engine_config(identity: Identity) -> Config {
     Config {
         cluster_name: format!("{:032x}", identity.cluster),
         heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
+        // A follower waits for the leader's lease (the longer of the two) and then this: an election begins 0.9 to 1.2 s after the last
+        // beat.
+        election_timeout_min: 300,
+        election_timeout_max: 600,
+        backoff: "100ms".to_owned(),
         // Snapshots and purges are ours: by bytes, and only back to the last snapshot but one.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
@@ -459,10 +641,32 @@ fn engine_config(identity: Identity) -> Config {
     }
 }
 
+/// A server that has moved is no longer where it was; one that still is there is another process with a copy of this directory.
+async fn refuse_copies(members: &Members, caller: &Caller, identity: Identity) -> Result<(), OpenError> {
+    let recorded = members.servers.get(&identity.node).cloned().unwrap_or_default();
+    if recorded.address.is_empty() || recorded.address == caller.own().address {
+        return Ok(());
+    }
+    match caller.ask_at(&recorded.address, identity.node, &Request::Hello, COPY_WITHIN).await {
+        Ok(Answer::Hello { server, .. }) if server == identity.node => {
+            Err(OpenError::Cloned { address: recorded.address })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A task that ends when it is told.
+async fn until(mut stop: watch::Receiver<bool>, task: impl Future<Output = ()>) {
+    tokio::select! {
+        // Whatever waits for it is answered by its channel's end.
+        () = task => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
 /// Leads at once when nobody else could, and waits until all that was acknowledged before is applied.
-async fn start_leading(engine: &Engine, node: u64) -> Result<(), OpenError> {
-    let alone = engine.voter_ids().all(|voter| voter == node);
-    if !alone {
+async fn start_leading(engine: &Engine, node: u64, members: &Members) -> Result<(), OpenError> {
+    if members.all_voters() != [node].into() {
         engine.runtime_config().tick(true);
         return Ok(());
     }
@@ -488,12 +692,15 @@ async fn start_leading(engine: &Engine, node: u64) -> Result<(), OpenError> {
     Ok(())
 }
 
-async fn watch_leader(engine: Engine, out: watch::Sender<Option<u64>>) {
+async fn watch_leader(engine: Engine, node: u64, out: watch::Sender<Option<u64>>) {
     use openraft::async_runtime::watch::WatchReceiver;
     let mut changes = engine.server_metrics();
     loop {
         let leader = {
             let seen = changes.borrow_watched();
+            // Beats and elections are for servers that are not alone.
+            let others = seen.membership_config.membership().nodes().any(|(server, _)| *server != node);
+            engine.runtime_config().tick(others);
             if seen.state == ServerState::Shutdown { None } else { seen.current_leader }
         };
         out.send_if_modified(|known| std::mem::replace(known, leader) != leader);

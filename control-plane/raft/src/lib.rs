@@ -7,14 +7,21 @@
 mod adapter;
 mod batch;
 pub mod disk;
+mod forward;
 mod handle;
 mod identity;
+mod inbox;
 mod members;
+mod membership;
+mod peers;
 pub mod snapshots;
 pub mod wal;
+mod wire;
 
 pub use batch::{ProposeError, Proposed};
 pub use handle::{OpenError, Raft, RaftConfig, RaftMetrics};
 pub use identity::{Identity, IdentityError, Lock};
 pub use members::{Member, Members};
+pub use membership::Health;
+pub use peers::{Carried, NoPeers, PeerError, Peers};
 pub use wal::Space;

@@ -20,6 +20,7 @@ const FORMAT: u16 = 1;
 const HEAD: usize = 4096;
 const CHUNK: usize = 1 << 20;
 const TEMPORARY: &str = "snapshot.tmp";
+const RECEIVED: &str = "received.tmp";
 
 /// Up to where a snapshot reaches and who belonged to the cluster then.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -179,6 +180,56 @@ impl Snapshots {
         }
     }
 
+    /// The size of a snapshot, in bytes.
+    ///
+    /// # Errors
+    /// There is none of this index, or the disk fails.
+    pub fn size(&self, index: u64) -> Result<u64, WalError> {
+        let name = name(index);
+        let file = self.disk.open(&name).map_err(WalError::io("open", &name))?;
+        file.size().map_err(WalError::io("measure", &name))
+    }
+
+    /// A part of a snapshot's file. Blocks.
+    ///
+    /// # Errors
+    /// There is none of this index, it is shorter, or the disk fails.
+    pub fn part(&self, index: u64, offset: u64, length: u64) -> Result<Vec<u8>, WalError> {
+        let name = name(index);
+        let file = self.disk.open(&name).map_err(WalError::io("open", &name))?;
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_at(&mut bytes, offset).map_err(WalError::io("read", &name))?;
+        Ok(bytes)
+    }
+
+    /// Takes in a part of a snapshot that another server sends, in order from the beginning. Blocks.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn receive(&self, offset: u64, bytes: &[u8]) -> Result<(), WalError> {
+        let file = if offset == 0 { self.disk.create(RECEIVED) } else { self.disk.open(RECEIVED) };
+        let file = file.map_err(WalError::io("create", RECEIVED))?;
+        file.write_at(bytes, offset).map_err(WalError::io("write", RECEIVED))
+    }
+
+    /// What has been received is a whole snapshot of this cluster: it is checked, and becomes the one of its index. Blocks.
+    ///
+    /// # Errors
+    /// It is damaged, of another cluster or another index, or the disk fails.
+    pub fn received(&self, index: u64, limits: Limits) -> Result<Saved, SnapshotFileError> {
+        let (saved, _) = self.read_file(RECEIVED, limits)?;
+        if saved.reach.last.index != index {
+            let what = format!("it reaches to entry {}, not to {index}", saved.reach.last.index);
+            return Err(SnapshotFileError::Damaged { file: RECEIVED.to_owned(), what });
+        }
+        let file = self.disk.open(RECEIVED).map_err(WalError::io("open", RECEIVED))?;
+        file.sync().map_err(WalError::io("sync", RECEIVED))?;
+        let name = name(index);
+        self.disk.rename(RECEIVED, &name).map_err(WalError::io("rename", RECEIVED))?;
+        self.disk.sync_names().map_err(WalError::io("sync the directory of", &name))?;
+        Ok(saved)
+    }
+
     /// The indexes of the snapshots there are, oldest first.
     ///
     /// # Errors
@@ -214,13 +265,16 @@ impl Snapshots {
     /// # Errors
     /// The disk fails, or the file is not what was written.
     pub fn read(&self, index: u64, limits: Limits) -> Result<(Saved, Store), SnapshotFileError> {
-        let file_name = name(index);
-        let file = self.disk.open(&file_name).map_err(WalError::io("open", &file_name))?;
-        let bytes = file.size().map_err(WalError::io("measure", &file_name))?;
-        let mut input = In { file: &*file, name: &file_name, at: 0, size: bytes, hash: Sha256::new() };
-        let reach = self.read_head(&input.read(HEAD)?, &file_name)?;
+        self.read_file(&name(index), limits)
+    }
+
+    fn read_file(&self, file_name: &str, limits: Limits) -> Result<(Saved, Store), SnapshotFileError> {
+        let file = self.disk.open(file_name).map_err(WalError::io("open", file_name))?;
+        let bytes = file.size().map_err(WalError::io("measure", file_name))?;
+        let mut input = In { file: &*file, name: file_name, at: 0, size: bytes, hash: Sha256::new() };
+        let reach = self.read_head(&input.read(HEAD)?, file_name)?;
         let mut restore = Restore::new();
-        let refused = |source| SnapshotFileError::Restore { file: file_name.clone(), source };
+        let refused = |source| SnapshotFileError::Restore { file: file_name.to_owned(), source };
         loop {
             let length = u32::from_le_bytes(input.array()?) as usize;
             if length == 0 {

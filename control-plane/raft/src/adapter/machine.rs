@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     view: RwLock<View>,
     generation: watch::Sender<Generation>,
+    /// The last entry that is in the state.
+    applied: watch::Sender<u64>,
     /// Somebody should look whether a snapshot is due.
     pub snapshot_due: Notify,
 }
@@ -60,7 +62,9 @@ impl Shared {
             snapshot_after,
         };
         let (generation, _) = watch::channel(view.generation());
-        Ok(Self { state: Mutex::new(state), view: RwLock::new(view), generation, snapshot_due: Notify::new() })
+        let (applied, _) = watch::channel(state.last.map_or(0, |last| last.index));
+        let snapshot_due = Notify::new();
+        Ok(Self { state: Mutex::new(state), view: RwLock::new(view), generation, applied, snapshot_due })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -73,6 +77,15 @@ impl Shared {
 
     pub fn changes(&self) -> watch::Receiver<Generation> {
         self.generation.subscribe()
+    }
+
+    /// The last entry that is in the state.
+    pub fn applied(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    pub fn applied_changes(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
     }
 
     /// The store, for a short look.
@@ -106,10 +119,12 @@ impl Shared {
         state.saved.replace(saved)
     }
 
-    fn publish(&self, view: View) {
+    fn publish(&self, view: View, applied: u64) {
         let generation = view.generation();
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
         self.generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
+        // After the view: whoever waits for an entry then reads it.
+        self.applied.send_replace(applied);
     }
 }
 
@@ -189,7 +204,7 @@ impl RaftStateMachine<Types> for Machine {
                 state.last = Some(position(&entry.log_id));
                 (state.store.view(), state.bytes_since_snapshot >= state.threshold())
             };
-            self.shared.publish(view);
+            self.shared.publish(view, entry.log_id.index);
             if due {
                 self.shared.snapshot_due.notify_one();
             }
@@ -209,7 +224,7 @@ impl RaftStateMachine<Types> for Machine {
         if meta.last_log_id.as_ref().map(position) != Some(saved.reach.last) {
             return Err(io::Error::other("the snapshot does not reach to where it should"));
         }
-        let view = store.view();
+        let (view, reached) = (store.view(), saved.reach.last.index);
         {
             let mut state = self.shared.state();
             state.last = Some(saved.reach.last);
@@ -218,7 +233,7 @@ impl RaftStateMachine<Types> for Machine {
             state.saved = Some(saved);
             state.bytes_since_snapshot = 0;
         }
-        self.shared.publish(view);
+        self.shared.publish(view, reached);
         Ok(())
     }
 

@@ -11,14 +11,14 @@ use bytes::Bytes;
 use coracle_store::codec::{self, CodecError};
 use coracle_store::{Applied, Transaction};
 use openraft::vote::leader_id_adv::LeaderId;
-use openraft::{LogId, Membership, StoredMembership};
+use openraft::{LogId, Membership, StoredMembership, Vote};
 
-pub(crate) use machine::{Machine, Shared};
-pub(crate) use network::NoPeers;
-pub(crate) use storage::LogStore;
+pub(crate) use machine::{Machine, Shared, SnapshotHandle};
+pub(crate) use network::Network;
+pub(crate) use storage::{LogStore, from_entry};
 
 use crate::members::{Member, Members};
-use crate::wal::Position;
+use crate::wal::{Ballot, Position};
 
 openraft::declare_raft_types!(
     /// The types our log is made of.
@@ -76,6 +76,14 @@ pub(crate) fn position(id: &EngineLogId) -> Position {
 
 pub(crate) fn log_id(at: Position) -> EngineLogId {
     LogId { leader_id: LeaderId { term: at.term, node_id: at.node }, index: at.index }
+}
+
+pub(crate) fn ballot(vote: &Vote<CommittedLeader>) -> Ballot {
+    Ballot { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
+}
+
+pub(crate) fn vote_of(ballot: Ballot) -> Vote<CommittedLeader> {
+    Vote { leader_id: LeaderId { term: ballot.term, node_id: ballot.node }, committed: ballot.committed }
 }
 
 pub(crate) fn members_of(membership: &Membership<u64, Member>) -> Members {

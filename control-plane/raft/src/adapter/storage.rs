@@ -8,16 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::alias::{EntryOf, VoteOf};
-use openraft::vote::leader_id_adv::LeaderId;
-use openraft::{Entry as EngineEntry, EntryPayload, LogState, OptionalSend, RaftLogReader, Vote};
+use openraft::{Entry as EngineEntry, EntryPayload, LogState, OptionalSend, RaftLogReader};
 use tokio::sync::oneshot;
 
 use super::{Batch, EngineLogId, Types, log_id, members_of, membership_of, position};
 use crate::members::Members;
-use crate::wal::{Ballot, Entry, Index, Payload, Position, Record, Writer};
+use crate::wal::{Entry, Index, Payload, Position, Record, Writer};
 
 /// Entries kept in memory after they are durable, in bytes: what is applied next, and what followers ask for.
 const RECENT_BYTES: usize = 2 << 20;
+
+/// About how many bytes of entries one message to a follower carries.
+const MESSAGE_BYTES: usize = 2 << 20;
 
 /// The log as the library sees it.
 #[derive(Debug, Clone)]
@@ -126,12 +128,30 @@ impl RaftLogReader<Types> for LogStore {
         Ok(entries)
     }
 
+    // What one message to a follower carries: entries are up to a megabyte each.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<EntryOf<Types>>> {
+        let mut entries = Vec::new();
+        let (mut read, mut bytes) = (BTreeMap::new(), 0);
+        for index in start..end {
+            let Some(entry) = self.entry(index, &mut read)? else { break };
+            bytes += match &entry.payload {
+                EntryPayload::Normal(batch) => batch.bytes.len(),
+                EntryPayload::Blank | EntryPayload::Membership(_) => 256,
+            };
+            entries.push(entry);
+            if bytes >= MESSAGE_BYTES {
+                break;
+            }
+        }
+        if entries.is_empty() && start < end {
+            return Err(io::Error::other(format!("entry {start} is not in the log")));
+        }
+        Ok(entries)
+    }
+
     async fn read_vote(&mut self) -> io::Result<Option<VoteOf<Types>>> {
         let ballot = self.index().ballot;
-        Ok(ballot.map(|ballot| Vote {
-            leader_id: LeaderId { term: ballot.term, node_id: ballot.node },
-            committed: ballot.committed,
-        }))
+        Ok(ballot.map(super::vote_of))
     }
 }
 
@@ -148,8 +168,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &VoteOf<Types>) -> io::Result<()> {
-        let ballot = Ballot { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed };
-        self.commit(vec![Record::Ballot(ballot)]).await
+        self.commit(vec![Record::Ballot(super::ballot(vote))]).await
     }
 
     async fn save_committed(&mut self, committed: Option<EngineLogId>) -> io::Result<()> {
@@ -212,7 +231,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 }
 
-fn to_entry(entry: &EntryOf<Types>) -> io::Result<Entry> {
+pub(super) fn to_entry(entry: &EntryOf<Types>) -> io::Result<Entry> {
     let at: Position = position(&entry.log_id);
     let payload = match &entry.payload {
         EntryPayload::Blank => Payload::Blank,
@@ -224,7 +243,7 @@ fn to_entry(entry: &EntryOf<Types>) -> io::Result<Entry> {
     Ok(Entry { at, payload })
 }
 
-fn from_entry(entry: Entry) -> io::Result<EntryOf<Types>> {
+pub(crate) fn from_entry(entry: Entry) -> io::Result<EntryOf<Types>> {
     let payload = match entry.payload {
         Payload::Blank => EntryPayload::Blank,
         Payload::Commands(bytes) => EntryPayload::Normal(Batch::read(bytes)),

@@ -17,7 +17,7 @@
 mod frame;
 mod index;
 mod log;
-mod record;
+pub(crate) mod record;
 mod recover;
 mod segment;
 mod writer;

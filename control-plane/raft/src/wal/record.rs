@@ -87,20 +87,11 @@ impl Record {
         let mut body = Writer::new();
         let kind = match self {
             Self::Entry(entry) => {
-                write_position(&mut body, entry.at);
-                let (kind, bytes): (u8, &[u8]) = match &entry.payload {
-                    Payload::Blank => (BLANK, &[]),
-                    Payload::Commands(bytes) => (COMMANDS, bytes),
-                    Payload::Members(bytes) => (MEMBERS, bytes),
-                };
-                body.u8(kind);
-                body.blob(bytes, "an entry")?;
+                write_entry(&mut body, entry)?;
                 ENTRY
             }
             Self::Ballot(ballot) => {
-                body.u64(ballot.term);
-                body.u64(ballot.node);
-                body.u8(u8::from(ballot.committed));
+                write_ballot(&mut body, *ballot);
                 BALLOT
             }
             Self::Committed(at) => {
@@ -128,11 +119,7 @@ impl Record {
         let mut body = Reader::new(input.blob("a record")?);
         let record = match kind {
             ENTRY => Self::Entry(read_entry(&mut body)?),
-            BALLOT => Self::Ballot(Ballot {
-                term: body.u64("a term")?,
-                node: body.u64("a server")?,
-                committed: body.flag("whether the vote is committed")?,
-            }),
+            BALLOT => Self::Ballot(read_ballot(&mut body)?),
             COMMITTED => Self::Committed(read_position(&mut body)?),
             TRUNCATE => Self::Truncate(body.option("whether an index follows", |body| body.u64("an index"))?),
             PURGE => Self::Purge(read_position(&mut body)?),
@@ -143,7 +130,32 @@ impl Record {
     }
 }
 
-fn read_entry(body: &mut Reader<'_>) -> Result<Entry, CodecError> {
+pub(crate) fn write_entry(body: &mut Writer, entry: &Entry) -> Result<(), CodecError> {
+    write_position(body, entry.at);
+    let (kind, bytes): (u8, &[u8]) = match &entry.payload {
+        Payload::Blank => (BLANK, &[]),
+        Payload::Commands(bytes) => (COMMANDS, bytes),
+        Payload::Members(bytes) => (MEMBERS, bytes),
+    };
+    body.u8(kind);
+    body.blob(bytes, "an entry")
+}
+
+pub(crate) fn write_ballot(body: &mut Writer, ballot: Ballot) {
+    body.u64(ballot.term);
+    body.u64(ballot.node);
+    body.u8(u8::from(ballot.committed));
+}
+
+pub(crate) fn read_ballot(body: &mut Reader<'_>) -> Result<Ballot, CodecError> {
+    Ok(Ballot {
+        term: body.u64("a term")?,
+        node: body.u64("a server")?,
+        committed: body.flag("whether the vote is committed")?,
+    })
+}
+
+pub(crate) fn read_entry(body: &mut Reader<'_>) -> Result<Entry, CodecError> {
     let at = read_position(body)?;
     let kind = body.u8("an entry's kind")?;
     let bytes = body.blob("an entry")?;
@@ -156,12 +168,12 @@ fn read_entry(body: &mut Reader<'_>) -> Result<Entry, CodecError> {
     Ok(Entry { at, payload })
 }
 
-fn write_position(out: &mut Writer, at: Position) {
+pub(crate) fn write_position(out: &mut Writer, at: Position) {
     out.u64(at.term);
     out.u64(at.node);
     out.u64(at.index);
 }
 
-fn read_position(input: &mut Reader<'_>) -> Result<Position, CodecError> {
+pub(crate) fn read_position(input: &mut Reader<'_>) -> Result<Position, CodecError> {
     Ok(Position { term: input.u64("a term")?, node: input.u64("a server")?, index: input.u64("an index")? })
 }

@@ -2,9 +2,11 @@
 //! reaches disk or wire. Little-endian, every variable part behind its length, a format number in front; a command this
 //! release does not know is an error, never skipped.
 
+mod answers;
 mod bytes;
 mod transactions;
 
+pub use answers::{read_applied, write_applied};
 pub use bytes::{Reader, Writer};
 pub use transactions::{decode, encode, encode_part, join};
 pub(crate) use transactions::{read_claims, read_key, write_claims, write_key};

@@ -1,0 +1,169 @@
+//! The way to other servers: whoever carries bytes to them implements `Peers`; where they are is in the `Book`.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::identity::Identity;
+use crate::members::Member;
+use crate::wire::{Answer, Header, Request};
+
+/// A boxed future.
+pub type Carried<'a> = Pin<Box<dyn Future<Output = Result<Bytes, PeerError>> + Send + 'a>>;
+
+/// Why a server did not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PeerError {
+    /// Nothing was sent.
+    #[error("server {address} cannot be reached: {reason}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// In words.
+        reason: String,
+    },
+    /// It was sent, perhaps received; no answer came.
+    #[error("server {address} did not answer: {reason}")]
+    Lost {
+        /// Where.
+        address: String,
+        /// In words.
+        reason: String,
+    },
+}
+
+/// Carries a question to a server and its answer back. Connections are authenticated and private: both ends prove that they are
+/// servers of this cluster.
+pub trait Peers: Send + Sync + 'static {
+    /// One question. `bulk` goes over a connection of its own, so that much data does not delay beats.
+    fn ask(&self, address: &str, bulk: bool, question: Bytes, within: Duration) -> Carried<'_>;
+}
+
+/// No way to anybody: a server that stays alone.
+#[derive(Debug, Clone, Copy)]
+pub struct NoPeers;
+
+impl Peers for NoPeers {
+    fn ask(&self, address: &str, _: bool, _: Bytes, _: Duration) -> Carried<'_> {
+        let error = PeerError::Unreachable { address: address.to_owned(), reason: "this server is alone".to_owned() };
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
+
+/// Where servers were last heard from: newer than what the log says of them.
+#[derive(Debug, Default)]
+struct Book {
+    heard: Mutex<HashMap<u64, Member>>,
+}
+
+/// More servers than a cluster ever has: the book cannot be filled by a stranger that got in.
+const BOOK: usize = 64;
+
+/// How this server asks others.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    peers: Arc<dyn Peers>,
+    book: Arc<Book>,
+    identity: Identity,
+    own: Member,
+}
+
+impl std::fmt::Debug for Caller {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Caller").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl Caller {
+    pub fn new(peers: Arc<dyn Peers>, identity: Identity, own: Member) -> Self {
+        Self { peers, book: Arc::default(), identity, own }
+    }
+
+    pub fn own(&self) -> &Member {
+        &self.own
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Member>> {
+        self.book.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A server said where it is.
+    pub fn learn(&self, server: u64, member: &Member) {
+        if server == self.identity.node || member.address.is_empty() {
+            return;
+        }
+        let mut heard = self.heard();
+        if heard.len() < BOOK || heard.contains_key(&server) {
+            // Whoever was thought to be there is somewhere else.
+            heard.retain(|other, known| *other == server || known.address != member.address);
+            heard.insert(server, member.clone());
+        }
+    }
+
+    /// What a server last said of itself.
+    pub fn known(&self, server: u64) -> Option<Member> {
+        self.heard().get(&server).cloned()
+    }
+
+    fn address(&self, server: u64, member: &Member) -> String {
+        self.known(server).map_or_else(|| member.address.clone(), |known| known.address)
+    }
+
+    /// Asks a server whose identity is known.
+    pub async fn ask(
+        &self,
+        server: u64,
+        member: &Member,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Answer, PeerError> {
+        let address = self.address(server, member);
+        let answer = self.ask_at(&address, server, request, within).await?;
+        match answer {
+            Answer::Wrong { server: found } => {
+                // The address of the one may be known to be the other's: the next try goes where the log says.
+                self.learn(found, &Member { address: address.clone(), ..Member::default() });
+                self.heard().remove(&server);
+                let reason = format!("server {found:016x} is there, not {server:016x}");
+                Err(PeerError::Unreachable { address, reason })
+            }
+            Answer::WrongCluster => {
+                Err(PeerError::Unreachable { address, reason: "it belongs to another cluster".to_owned() })
+            }
+            answer => Ok(answer),
+        }
+    }
+
+    /// Asks whoever is at an address; 0 for a server that is not known yet.
+    pub async fn ask_at(
+        &self,
+        address: &str,
+        server: u64,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Answer, PeerError> {
+        let unsayable = |error: &dyn std::fmt::Display| PeerError::Unreachable {
+            address: address.to_owned(),
+            reason: format!("the question cannot be written: {error}"),
+        };
+        let header = Header::of(self.identity, self.own.clone(), server);
+        let question = request.encode(&header).map_err(|error| unsayable(&error))?;
+        let bulk = matches!(request, Request::Snapshot { .. } | Request::Propose { .. });
+        let answer = self.peers.ask(address, bulk, question.into(), within);
+        let answer = match tokio::time::timeout(within, answer).await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                let reason = format!("nothing came within {within:?}");
+                return Err(PeerError::Lost { address: address.to_owned(), reason });
+            }
+        };
+        Answer::decode(&answer).map_err(|error| PeerError::Lost {
+            address: address.to_owned(),
+            reason: format!("its answer cannot be read: {error}"),
+        })
+    }
+}

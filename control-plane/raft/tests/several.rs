@@ -1,0 +1,311 @@
+//! Several servers in one process, joined by channels that can be cut: they elect, replicate, forward, catch up and change members.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use coracle_raft::{Carried, Identity, Member, OpenError, PeerError, Peers, Raft, RaftConfig};
+use coracle_store::{Key, Op, Transaction};
+use serde_json::json;
+use tokio::time::Instant;
+
+/// Who is where, and between whom nothing passes.
+#[derive(Default)]
+struct Wires {
+    servers: Mutex<HashMap<String, Raft>>,
+    cut: Mutex<HashSet<(String, String)>>,
+}
+
+struct Plug {
+    from: String,
+    wires: Arc<Wires>,
+}
+
+impl Peers for Plug {
+    fn ask(&self, address: &str, _bulk: bool, question: Bytes, _within: Duration) -> Carried<'_> {
+        let address = address.to_owned();
+        Box::pin(async move {
+            let lost =
+                |from: &str, to: &str| self.wires.cut.lock().unwrap().contains(&(from.to_owned(), to.to_owned()));
+            let server = self.wires.servers.lock().unwrap().get(&address).cloned();
+            let Some(server) = server else {
+                return Err(PeerError::Unreachable { address, reason: "nobody is there".to_owned() });
+            };
+            if lost(&self.from, &address) {
+                std::future::pending::<()>().await;
+            }
+            let answer = server.answer(&question).await;
+            if lost(&address, &self.from) {
+                std::future::pending::<()>().await;
+            }
+            Ok(answer.into())
+        })
+    }
+}
+
+struct Site {
+    wires: Arc<Wires>,
+    directory: tempfile::TempDir,
+    cluster: u128,
+}
+
+fn address(number: usize) -> String {
+    format!("m{number}:6444")
+}
+
+impl Site {
+    fn new() -> Self {
+        Self { wires: Arc::default(), directory: tempfile::tempdir().unwrap(), cluster: 77 }
+    }
+
+    fn config(&self, number: usize) -> RaftConfig {
+        let member = Member { address: address(number), name: format!("m{number}"), api_port: 6443 };
+        RaftConfig {
+            member,
+            segment_bytes: 1 << 20,
+            reserve_bytes: 1 << 20,
+            snapshot_bytes: 64 << 10,
+            ..RaftConfig::new(self.directory.path().join(format!("m{number}")))
+        }
+    }
+
+    async fn open(&self, number: usize, config: RaftConfig) -> Result<Raft, OpenError> {
+        let plug = Plug { from: address(number), wires: self.wires.clone() };
+        let raft = Raft::open_among(config, Arc::new(plug)).await?;
+        self.wires.servers.lock().unwrap().insert(address(number), raft.clone());
+        Ok(raft)
+    }
+
+    async fn first(&self) -> Raft {
+        let identity = Identity { node: 1, cluster: self.cluster };
+        self.open(1, RaftConfig { identity: Some(identity), ..self.config(1) }).await.unwrap()
+    }
+
+    async fn joined(&self, number: usize, node: u64) -> Raft {
+        let identity = Identity { node, cluster: self.cluster };
+        let config = RaftConfig { identity: Some(identity), join: Some(vec![address(1)]), ..self.config(number) };
+        let raft = self.open(number, config).await.unwrap();
+        raft.join(&[address(1)], Duration::from_secs(10)).await.unwrap();
+        raft
+    }
+
+    async fn three(&self) -> [Raft; 3] {
+        let servers = [self.first().await, self.joined(2, 2).await, self.joined(3, 3).await];
+        voters(&servers[0], &[1, 2, 3]).await;
+        servers
+    }
+
+    async fn stop(&self, number: usize) {
+        let server = self.wires.servers.lock().unwrap().remove(&address(number));
+        if let Some(server) = server {
+            server.shutdown().await;
+        }
+    }
+
+    fn cut(&self, from: usize, to: usize) {
+        self.wires.cut.lock().unwrap().insert((address(from), address(to)));
+    }
+
+    fn isolate(&self, number: usize) {
+        for other in (1..=5).filter(|other| *other != number) {
+            self.cut(number, other);
+            self.cut(other, number);
+        }
+    }
+
+    fn heal(&self) {
+        self.wires.cut.lock().unwrap().clear();
+    }
+}
+
+async fn until(what: &str, mut look: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !look() {
+        assert!(Instant::now() < end, "{what}: not within 20 s");
+        tokio::time::sleep(Duration::from_millis(10)).await; // poll
+    }
+}
+
+async fn voters(raft: &Raft, wanted: &[u64]) {
+    let wanted: BTreeSet<u64> = wanted.iter().copied().collect();
+    until(&format!("the voters become {wanted:?}"), || raft.members().voters == [wanted.clone()]).await;
+}
+
+async fn agreed_leader(servers: &[&Raft]) -> u64 {
+    let leaders = || servers.iter().map(|raft| *raft.leader_changes().borrow()).collect::<HashSet<_>>();
+    until("all agree on a leader", || leaders().len() == 1 && !leaders().contains(&None)).await;
+    leaders().into_iter().next().unwrap().unwrap()
+}
+
+fn create(name: &str) -> Transaction {
+    let value =
+        json!({"metadata": {"name": name, "namespace": "default", "uid": name}, "data": {"x": "y".repeat(2000)}});
+    Op::Create { key: Key::new("configmaps", "default", name), value: Arc::new(value), claims: Vec::new() }.into()
+}
+
+fn has(raft: &Raft, name: &str) -> bool {
+    raft.view().find("configmaps", "default", name).is_some()
+}
+
+async fn shut(servers: impl IntoIterator<Item = Raft>) {
+    for server in servers {
+        server.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_server_takes_writes_and_reads_what_was_acknowledged() {
+    let site = Site::new();
+    let servers = site.three().await;
+    for (index, server) in servers.iter().enumerate() {
+        let name = format!("by{index}");
+        server.propose(create(&name)).await.unwrap();
+        assert!(has(server, &name), "a server sees its own write");
+        for other in &servers {
+            let view = other.read_barrier().await.unwrap();
+            assert!(view.find("configmaps", "default", &name).is_some());
+        }
+        // A refusal comes back in the same words.
+        let refused = server.propose(create(&name)).await.unwrap_err().to_string();
+        assert!(refused.contains("already exists"), "{refused}");
+    }
+    let hashes = || servers.iter().map(|raft| raft.metrics().state_hash).collect::<HashSet<_>>();
+    until("the states are the same", || hashes().len() == 1).await;
+    shut(servers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_server_leads_when_the_leader_is_cut_off_and_nothing_is_lost() {
+    let site = Site::new();
+    let servers = site.three().await;
+    servers[1].propose(create("before")).await.unwrap();
+    site.isolate(1);
+    let began = Instant::now();
+    // What was on its way to the old leader may be lost; whoever asks again is served.
+    while let Err(error) = servers[1].propose(create("after")).await {
+        assert!(!error.to_string().contains("already exists"), "it was lost with the old leader: {error}");
+    }
+    println!("written again after {:?}", began.elapsed());
+    assert!(has(&servers[1], "before"));
+    // The old leader can promise nothing any more.
+    assert!(!servers[0].confirm_leading().await);
+    assert!(servers[0].read_barrier().await.is_err());
+    site.heal();
+    until("the old leader learns of it", || has(&servers[0], "after")).await;
+    agreed_leader(&[&servers[0], &servers[1], &servers[2]]).await;
+    shut(servers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_on_the_cut_off_leader_is_uncertain_and_never_acknowledged() {
+    let site = Site::new();
+    let servers = site.three().await;
+    site.isolate(1);
+    let written = servers[0].propose_here(vec![create("lonely")]).await;
+    assert!(written[0].is_err(), "{written:?}");
+    servers[2].propose(create("other")).await.unwrap();
+    site.heal();
+    until("the old leader follows", || has(&servers[0], "other")).await;
+    let hashes = || servers.iter().map(|raft| raft.metrics().state_hash).collect::<HashSet<_>>();
+    until("the states are the same", || hashes().len() == 1).await;
+    shut(servers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_change_of_the_leader_is_quick() {
+    let site = Site::new();
+    let servers = site.three().await;
+    let began = Instant::now();
+    servers[0].hand_over().await.unwrap();
+    println!("handed over after {:?}", began.elapsed());
+    assert_ne!(agreed_leader(&[&servers[0], &servers[1], &servers[2]]).await, 1);
+    servers[0].propose(create("a")).await.unwrap();
+    shut(servers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_away_for_long_gets_a_snapshot() {
+    let site = Site::new();
+    let servers = site.three().await;
+    site.stop(3).await;
+    for index in 0..300 {
+        servers[0].propose(create(&format!("c{index}"))).await.unwrap();
+    }
+    let first = servers[0].metrics();
+    assert!(first.snapshot_bytes > 0, "the log was not shortened: {first:?}");
+    let again = site.open(3, site.config(3)).await.unwrap();
+    until("it has caught up", || has(&again, "c299")).await;
+    servers[0].propose(create("later")).await.unwrap();
+    until("it follows", || has(&again, "later")).await;
+    site.stop(3).await;
+    // What it got is durable.
+    let again = site.open(3, site.config(3)).await.unwrap();
+    assert!(has(&again, "c100"));
+    until("it follows", || has(&again, "later")).await;
+    let [first, second, _] = servers;
+    shut([first, second, again]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_with_exchanged_addresses_find_each_other() {
+    let site = Site::new();
+    let servers = site.three().await;
+    servers[0].propose(create("before")).await.unwrap();
+    for number in 1..=3 {
+        site.stop(number).await;
+    }
+    // m1's directory comes back at m2's address, and so on.
+    let mut back = Vec::new();
+    for (number, at) in [(1, 2), (2, 3), (3, 1)] {
+        let member = Member { address: address(at), ..site.config(number).member };
+        back.push(site.open(at, RaftConfig { member, ..site.config(number) }).await.unwrap());
+    }
+    back[0].propose(create("after")).await.unwrap();
+    let all = [&back[0], &back[1], &back[2]];
+    agreed_leader(&all).await;
+    until("the log says where they are", || all.iter().all(|raft| raft.members().servers[&1].address == address(2)))
+        .await;
+    shut(back).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_directory_is_refused_and_a_lost_disk_is_another_server() {
+    let site = Site::new();
+    let servers = site.three().await;
+    let copy = site.directory.path().join("m9");
+    let copied = std::process::Command::new("cp").arg("-r").arg(site.directory.path().join("m2")).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    let refused = site.open(9, site.config(9)).await.err().expect("a copy runs");
+    assert!(matches!(&refused, OpenError::Cloned { address } if *address == "m2:6444"), "{refused}");
+    // The third loses its disk, and comes back under its name.
+    site.stop(3).await;
+    std::fs::remove_dir_all(site.directory.path().join("m3")).unwrap();
+    let new = site.joined(3, 33).await;
+    voters(&servers[0], &[1, 2, 33]).await;
+    servers[1].propose(create("a")).await.unwrap();
+    until("it follows", || has(&new, "a")).await;
+    assert!(!servers[0].members().servers.contains_key(&3));
+    let [first, second, _] = servers;
+    shut([first, second, new]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_vote_and_one_that_leaves_is_forgotten() {
+    let site = Site::new();
+    let [first, second, third] = site.three().await;
+    let fourth = site.joined(4, 4).await;
+    let fifth = site.joined(5, 5).await;
+    voters(&first, &[1, 2, 3, 4, 5]).await;
+    // The leader itself leaves.
+    first.remove(1).await.unwrap();
+    until("it is no member", || !second.members().servers.contains_key(&1)).await;
+    voters(
+        &second,
+        &[2, 3, 4, 5].into_iter().filter(|id| second.members().all_voters().contains(id)).collect::<Vec<_>>(),
+    )
+    .await;
+    until("three vote", || second.members().all_voters().len() == 3).await;
+    second.propose(create("a")).await.unwrap();
+    shut([first, second, third, fourth, fifth]).await;
+}
