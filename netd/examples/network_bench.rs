@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use coracle_netd::{Desired, NetConfig, Netd, Protocol, ServiceEntry};
+use coracle_netd::{Desired, NetConfig, Netd, Protocol, ServiceEntry, VNI, VXLAN_PORT};
 use nix::sched::{CloneFlags, unshare};
 
 const PODS: usize = 200;
@@ -24,7 +24,9 @@ fn main() {
         node_cidr: "10.42.0.0/22".parse().expect("a block"),
         cluster_cidr: "10.40.0.0/14".parse().expect("a block"),
         service_cidr: "10.96.0.0/12".parse().expect("a block"),
-        mtu: 1450,
+        underlay: None,
+        vni: VNI,
+        vxlan_port: VXLAN_PORT,
         netns: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");

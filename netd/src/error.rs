@@ -3,6 +3,8 @@
 use std::io;
 use std::net::Ipv4Addr;
 
+use coracle_net_model::Cidr;
+
 /// A failed network operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -61,6 +63,42 @@ pub enum NetError {
         name: String,
         /// What it is.
         kind: String,
+    },
+    /// A link with our VXLAN device's name exists but is none.
+    #[error("link {name} exists and is a {kind}, not a VXLAN device (hint: rename it, or choose another bridge name)")]
+    NotAVxlan {
+        /// The link's name.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
+    /// The VXLAN device.
+    #[error("VXLAN device {name} (number {vni}, UDP port {port}): {operation}")]
+    Vxlan {
+        /// The device.
+        name: String,
+        /// Its network's number.
+        vni: u32,
+        /// Its UDP port.
+        port: u16,
+        /// The step that failed, with what helps.
+        operation: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// What stands for one other node.
+    #[error("pods of node {node} ({block} at {address}): {operation}")]
+    Peer {
+        /// The node.
+        node: String,
+        /// Its pods' addresses.
+        block: Cidr,
+        /// Its own address.
+        address: Ipv4Addr,
+        /// The step that failed, with what helps.
+        operation: String,
+        /// The kernel's answer.
+        source: io::Error,
     },
     /// An nftables transaction.
     #[error("nftables table {table}: {operation}")]

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
-use coracle_net_model::{Cidr, Desired};
+use coracle_net_model::{Cidr, Desired, Peer};
 use tokio::sync::oneshot;
 
 use crate::owner::{Command, Owner};
@@ -24,11 +24,22 @@ pub struct NetConfig {
     pub cluster_cidr: Cidr,
     /// All service addresses of the cluster.
     pub service_cidr: Cidr,
-    /// MTU of bridge and pods, in bytes (1,500 where there is no overlay).
-    pub mtu: u32,
+    /// This node's own address, at which other nodes reach it; `None`: it is alone. The link that has it gives pods
+    /// and bridge their MTU: with an address 50 bytes less, so that every peer can be reached through VXLAN.
+    pub underlay: Option<Ipv4Addr>,
+    /// Number of the cluster's VXLAN network ([`VNI`]): the same on all its nodes.
+    pub vni: u32,
+    /// UDP port of the outer packets ([`VXLAN_PORT`]): the same on all its nodes.
+    pub vxlan_port: u16,
     /// The network namespace to work in; `None` is the caller's own.
     pub netns: Option<Arc<OwnedFd>>,
 }
+
+/// The number of a cluster's VXLAN network, unless another is chosen.
+pub const VNI: u32 = 1;
+/// The UDP port of VXLAN, unless another is chosen. The number Linux uses, not IANA's 4789 that virtual networks of data
+/// centers take for themselves.
+pub const VXLAN_PORT: u16 = 8472;
 
 /// A pod's link as it stands in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +52,12 @@ pub struct PodLink {
     pub link: String,
 }
 
-/// What an [`Netd::apply`] changed.
+/// What an [`Netd::apply`], [`Netd::peers`] or [`Netd::repair`] changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Set elements added (by `repair`: links, addresses, routes and settings put back).
+    /// Set elements added (by `peers` and `repair`: links, addresses, routes, neighbours and settings).
     pub added: usize,
-    /// Set elements removed.
+    /// Set elements removed (by `peers` and `repair`: the same things).
     pub removed: usize,
     /// The table was missing or not as we left it, and was made anew.
     pub rebuilt: bool,
@@ -125,12 +136,24 @@ impl Netd {
         self.ask(|answer| Command::Apply { desired: Box::new(desired), answer }).await
     }
 
+    /// Makes pods of exactly these nodes reachable: over the peer's own address where it is on a link of ours, else
+    /// through VXLAN. Touches only what differs. Until this is first called, what an earlier run left stays as it is.
+    /// A peer that cannot be used (no address of its own, a block that clashes) is logged and named by `doctor`; it is
+    /// no error and does not keep the others from being reached.
+    ///
+    /// # Errors
+    /// The first thing the kernel refused; everything else was done, and [`Netd::repair`] tries it again.
+    pub async fn peers(&self, peers: Vec<Peer>) -> Result<Report, NetError> {
+        self.ask(|answer| Command::Peers { peers, answer }).await
+    }
+
     /// Looks at bridge, routes, settings and table and puts back what others took away. Also done every few seconds.
     pub async fn repair(&self) -> Result<Report, NetError> {
         self.ask(|answer| Command::Repair { answer }).await
     }
 
-    /// What on this node stands in the network's way.
+    /// What on this node, and between it and its peers, stands in the network's way. Sends each peer a few pings and
+    /// waits for answers: at most two seconds, while the network thread goes on.
     pub async fn doctor(&self) -> Result<Vec<Finding>, NetError> {
         self.ask(|answer| Command::Doctor { answer }).await
     }

@@ -1,4 +1,5 @@
 //! Links, addresses and routes over rtnetlink: the bridge, the pods' veth pairs and the route for service addresses.
+//! What other nodes need is in `tunnel`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,13 +9,16 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use coracle_net_model::Cidr;
+use coracle_net_model::overlay::Mac;
 
 use crate::socket::Socket;
 
@@ -35,6 +39,22 @@ pub(crate) struct Link {
     pub(crate) peer: Option<u32>,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    pub(crate) mac: Option<Mac>,
+    /// Our number of the namespace the peer lives in, if it is another.
+    pub(crate) peer_namespace: Option<i32>,
+    /// Whoever is on it can be found by asking: an Ethernet link.
+    pub(crate) resolves: bool,
+    pub(crate) loopback: bool,
+    pub(crate) vxlan: Option<Vxlan>,
+}
+
+/// What makes a VXLAN device the one we want.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Vxlan {
+    pub(crate) vni: u32,
+    pub(crate) port: u16,
+    pub(crate) local: Option<Ipv4Addr>,
+    pub(crate) learning: bool,
 }
 
 /// An IPv4 address of a link.
@@ -53,6 +73,11 @@ pub(crate) struct Route {
     pub(crate) prefix: u8,
     pub(crate) source: Option<Ipv4Addr>,
     pub(crate) protocol: u8,
+    pub(crate) via: Option<Ipv4Addr>,
+    pub(crate) onlink: bool,
+    pub(crate) mtu: Option<u32>,
+    /// It leads to this machine itself.
+    pub(crate) local: bool,
 }
 
 /// Hardware address of whoever has `address`: stable, so that a successor at the same address leaves no stale
@@ -62,7 +87,11 @@ fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
 }
 
 /// Several requests in one datagram; errors of `tolerated` numbers count as done.
-fn request(socket: &mut Socket, messages: Vec<(RouteNetlinkMessage, u16)>, tolerated: &[i32]) -> io::Result<()> {
+pub(crate) fn request(
+    socket: &mut Socket,
+    messages: Vec<(RouteNetlinkMessage, u16)>,
+    tolerated: &[i32],
+) -> io::Result<()> {
     let expected = messages.len();
     let mut bytes = Vec::new();
     for (sequence, (message, flags)) in messages.into_iter().enumerate() {
@@ -82,7 +111,7 @@ fn request(socket: &mut Socket, messages: Vec<(RouteNetlinkMessage, u16)>, toler
     }
 }
 
-fn serialize(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
+pub(crate) fn serialize(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     header.sequence_number = sequence;
@@ -93,7 +122,7 @@ fn serialize(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8>
     bytes
 }
 
-fn list<T>(
+pub(crate) fn list<T>(
     socket: &mut Socket,
     question: RouteNetlinkMessage,
     kind: u16,
@@ -109,7 +138,7 @@ fn list<T>(
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
-const RTM_NEWROUTE: u16 = 24;
+pub(crate) const RTM_NEWROUTE: u16 = 24;
 
 /// All links.
 pub(crate) fn links(socket: &mut Socket) -> io::Result<Vec<Link>> {
@@ -135,8 +164,14 @@ pub(crate) fn link(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> 
 }
 
 fn read_link(message: LinkMessage) -> Link {
-    let mut link =
-        Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        up: flags.contains(LinkFlags::Up),
+        resolves: message.header.link_layer_type == LinkLayerType::Ether && !flags.contains(LinkFlags::Noarp),
+        loopback: flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -146,15 +181,33 @@ fn read_link(message: LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
-                    if let LinkInfo::Kind(kind) = info {
-                        link.kind = Some(kind.to_string());
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Vxlan(facts)) => link.vxlan = Some(read_vxlan(facts)),
+                        _ => {}
                     }
                 }
             }
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::LinkNetNsId(id) => link.peer_namespace = Some(id),
             _ => {}
         }
     }
     link
+}
+
+fn read_vxlan(facts: Vec<InfoVxlan>) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for fact in facts {
+        match fact {
+            InfoVxlan::Id(vni) => vxlan.vni = vni,
+            InfoVxlan::Port(port) => vxlan.port = port,
+            InfoVxlan::Local(address) => vxlan.local = Some(address),
+            InfoVxlan::Learning(on) => vxlan.learning = on,
+            _ => {}
+        }
+    }
+    vxlan
 }
 
 /// All IPv4 addresses.
@@ -183,26 +236,37 @@ pub(crate) fn routes(socket: &mut Socket) -> io::Result<Vec<Route>> {
     })
 }
 
-fn read_route(message: &RouteMessage) -> Route {
+pub(crate) fn read_route(message: &RouteMessage) -> Route {
     let mut route = Route {
         link: None,
         destination: None,
         prefix: message.header.destination_prefix_length,
         source: None,
         protocol: message.header.protocol.into(),
+        via: None,
+        onlink: message.header.flags.contains(RouteFlags::Onlink),
+        mtu: None,
+        local: message.header.kind == RouteType::Local,
     };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(link) => route.link = Some(*link),
             RouteAttribute::Destination(RouteAddress::Inet(address)) => route.destination = Some(*address),
             RouteAttribute::PrefSource(RouteAddress::Inet(address)) => route.source = Some(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => route.via = Some(*address),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
     route
 }
 
-fn up(message: &mut LinkMessage) {
+pub(crate) fn up(message: &mut LinkMessage) {
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
 }
@@ -213,14 +277,24 @@ pub(crate) fn create_bridge(socket: &mut Socket, name: &str, gateway: Ipv4Addr, 
     up(&mut message);
     message.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::Mtu(mtu),
+        // A bridge follows its ports' MTU, and has 1,500 without any, until it is given another than it has.
+        LinkAttribute::Mtu(mtu ^ 1),
         LinkAttribute::Address(hardware_address(gateway)),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Bridge),
             LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)])),
         ]),
     ];
-    request(socket, vec![(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)], &[libc::EEXIST])
+    let mut given = LinkMessage::default();
+    given.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu)];
+    request(
+        socket,
+        vec![
+            (RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL),
+            (RouteNetlinkMessage::SetLink(given), 0),
+        ],
+        &[libc::EEXIST],
+    )
 }
 
 /// Sets a link up, with this MTU and as a port of `master` if one is given.
@@ -238,6 +312,22 @@ pub(crate) fn adjust(socket: &mut Socket, index: u32, mtu: u32, master: Option<u
         messages.push((RouteNetlinkMessage::NewLink(port), 0));
     }
     request(socket, messages, &[])
+}
+
+/// Sets a link's MTU and nothing else.
+pub(crate) fn set_mtu(socket: &mut Socket, index: u32, mtu: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::Mtu(mtu)];
+    request(socket, vec![(RouteNetlinkMessage::SetLink(message), 0)], &[])
+}
+
+/// Inside a pod's namespace: gives its end of the pair whose other end is `host` another MTU. False when it is not there.
+pub(crate) fn set_pod_mtu(socket: &mut Socket, host: &Link, mtu: u32) -> io::Result<bool> {
+    match link(socket, POD_LINK)?.filter(|own| own.peer == Some(host.index) && host.peer == Some(own.index)) {
+        Some(own) => set_mtu(socket, own.index, mtu).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// Lets a bridge port give back a packet where it came from. Only needed where br_netfilter is loaded (Docker does
@@ -286,7 +376,7 @@ pub(crate) fn delete_address(socket: &mut Socket, address: &Address) -> io::Resu
     request(socket, vec![(message, 0)], &[libc::EADDRNOTAVAIL])
 }
 
-fn route_message(link: u32, destination: Option<(Ipv4Addr, u8)>, scope: RouteScope) -> RouteMessage {
+pub(crate) fn route_message(link: u32, destination: Option<(Ipv4Addr, u8)>, scope: RouteScope) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.table = MAIN_TABLE;

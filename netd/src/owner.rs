@@ -7,16 +7,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use coracle_net_model::rules::fnv1a;
-use coracle_net_model::{Cidr, Desired, Layout};
+use coracle_net_model::{Desired, Layout, Peer};
 use tokio::sync::oneshot;
 
 use crate::firewall::Firewall;
 use crate::handle::{Finding, NetConfig, PodLink, Report};
 use crate::links::{self, Address, Link, ROUTE_PROTOCOL};
+use crate::overlay::{Overlay, Underlay};
 use crate::reaper::{Doomed, Reaper};
 use crate::socket::Socket;
 use crate::sweeper::Sweeper;
-use crate::{NetError, doctor, namespace, reaper, settings};
+use crate::{NetError, doctor, namespace, pod_mtu, reaper, settings};
 
 /// How often the thread looks, unasked, whether all is still there.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -31,6 +32,7 @@ pub(crate) enum Command {
     Detach { pod: String, answer: Answer<()> },
     List { answer: Answer<Vec<PodLink>> },
     Apply { desired: Box<Desired>, answer: Answer<Report> },
+    Peers { peers: Vec<Peer>, answer: Answer<Report> },
     Repair { answer: Answer<Report> },
     Doctor { answer: Answer<Vec<Finding>> },
     RemoveAll { answer: Answer<()> },
@@ -42,7 +44,16 @@ pub(crate) struct Owner {
     firewall: Firewall,
     sweeper: Sweeper,
     reaper: Reaper,
+    overlay: Overlay,
     bridge: u32,
+    /// MTU of bridge and pods as of the last look at the node's own links.
+    mtu: u32,
+    /// The node's own links when its address was last on one of them.
+    home: Option<Underlay>,
+    /// The failure of the last unasked look: told once.
+    told: Option<String>,
+    /// The same for pods' MTU.
+    told_mtu: Option<String>,
     /// Service addresses that are addresses of the bridge.
     local_vips: Vec<Ipv4Addr>,
 }
@@ -59,7 +70,21 @@ impl Owner {
         let sweeper = Sweeper::start(config.service_cidr).map_err(netlink("thread for connection tracking"))?;
         let reaper = Reaper::start().map_err(netlink("thread for deleting links"))?;
         let local_vips = firewall.tables().local_vips().collect();
-        let mut owner = Owner { config, route, firewall, sweeper, reaper, bridge: 0, local_vips };
+        let overlay = Overlay::new(&config);
+        let mut owner = Owner {
+            config,
+            route,
+            firewall,
+            sweeper,
+            reaper,
+            overlay,
+            bridge: 0,
+            mtu: 0,
+            home: None,
+            told: None,
+            told_mtu: None,
+            local_vips,
+        };
         owner.ensure_links()?;
         Ok(owner)
     }
@@ -90,26 +115,85 @@ impl Owner {
             Command::Detach { pod, answer } => self.detach(&pod, answer),
             Command::List { answer } => reply(answer, self.list()),
             Command::Apply { desired, answer } => reply(answer, self.apply(&desired)),
-            Command::Repair { answer } => reply(answer, self.repair()),
-            Command::Doctor { answer } => {
-                reply(answer, doctor::examine(&self.config, &mut self.route, &mut self.firewall));
+            Command::Peers { peers, answer } => {
+                self.overlay.tell(&self.config, peers);
+                reply(answer, self.ensure_overlay());
             }
+            Command::Repair { answer } => reply(answer, self.repair()),
+            Command::Doctor { answer } => self.doctor(answer),
             Command::RemoveAll { answer } => reply(answer, self.remove_all()),
         }
     }
 
-    fn check_unasked(&mut self) {
-        match self.repair() {
-            Ok(report) if report == Report::default() => {}
-            Ok(report) => tracing::warn!(?report, "the node's network had been changed by others and was put right"),
-            Err(error) => tracing::warn!(error = %coracle_base::one_line(&error), "checking the node's network"),
+    /// What must be waited for is left to a thread of its own.
+    fn doctor(&mut self, answer: Answer<Vec<Finding>>) {
+        let examined = self.look().and_then(|(underlay, links)| {
+            let patient = doctor::Patient { config: &self.config, overlay: &self.overlay, underlay, links };
+            doctor::examine(&patient, &mut self.route, &mut self.firewall)
+        });
+        let (mut findings, probe) = match examined {
+            Ok((findings, Some(probe))) => (findings, probe),
+            Ok((findings, None)) => return reply(answer, Ok(findings)),
+            Err(error) => return reply(answer, Err(error)),
+        };
+        let waiting = std::thread::Builder::new().name("netd-probe".to_owned()).spawn(move || {
+            findings.extend(probe.finish());
+            reply(answer, Ok(findings));
+        });
+        // Without the thread the asker learns that nobody answers.
+        if let Err(error) = waiting {
+            tracing::error!(%error, "starting a thread to wait for other nodes' answers");
         }
     }
 
+    fn check_unasked(&mut self) {
+        let outcome = self.repair();
+        let failure = outcome.as_ref().err().map(|error| coracle_base::one_line(error));
+        match outcome {
+            Ok(report) if report == Report::default() => {}
+            Ok(report) => tracing::warn!(?report, "the node's network had been changed by others and was put right"),
+            Err(_) if failure == self.told => {}
+            Err(_) => tracing::warn!(error = failure, "checking the node's network"),
+        }
+        self.told = failure;
+    }
+
     fn repair(&mut self) -> Result<Report, NetError> {
-        let mut report = Report { rebuilt: self.firewall.check()?, ..Report::default() };
-        report.added += self.ensure_links()?;
+        let rebuilt = self.firewall.check()?;
+        let added = self.ensure_links()?;
+        let mut report = self.ensure_overlay()?;
+        report.added += added;
+        report.rebuilt = rebuilt;
         Ok(report)
+    }
+
+    /// What other nodes need, once we were told of them.
+    fn ensure_overlay(&mut self) -> Result<Report, NetError> {
+        let (underlay, links) = self.steady_look()?;
+        // Routes to peers carry the pods' MTU, so bridge and pods must have it too.
+        let links = match underlay.mtu == self.mtu {
+            true => links,
+            false => {
+                self.ensure_links()?;
+                self.steady_look()?.1
+            }
+        };
+        self.overlay.ensure(&mut self.route, &self.config, &underlay, &links)
+    }
+
+    /// A look that overlooks an address that is gone for a moment (a lease that is renewed): nothing is to be rebuilt.
+    fn steady_look(&mut self) -> Result<(Underlay, Vec<Link>), NetError> {
+        let (underlay, links) = self.look()?;
+        if underlay.present {
+            self.home = Some(underlay);
+        }
+        Ok((self.home.unwrap_or(underlay), links))
+    }
+
+    fn look(&mut self) -> Result<(Underlay, Vec<Link>), NetError> {
+        let links = links::links(&mut self.route).map_err(self.netlink("listing links"))?;
+        let underlay = Underlay::observe(&mut self.route, &self.config, &links);
+        Ok((underlay.map_err(self.netlink("looking at the node's own link"))?, links))
     }
 
     fn apply(&mut self, desired: &Desired) -> Result<Report, NetError> {
@@ -129,7 +213,8 @@ impl Owner {
     /// missing or wrong.
     fn ensure_links(&mut self) -> Result<usize, NetError> {
         let mut changed = 0;
-        let (name, mtu) = (self.config.bridge.clone(), self.config.mtu);
+        self.mtu = self.steady_look()?.0.mtu;
+        let (name, mtu) = (self.config.bridge.clone(), self.mtu);
         let mut bridge = self.find(&name)?;
         if bridge.is_none() {
             links::create_bridge(&mut self.route, &name, self.config.gateway(), mtu)
@@ -148,7 +233,7 @@ impl Owner {
             changed += 1;
         }
         changed += self.ensure_addresses()?;
-        changed += settings::ensure(&name)?;
+        changed += settings::ensure(settings::wanted(&name))?;
         changed += self.ensure_routes()?;
         changed += self.ensure_ports()?;
         Ok(changed)
@@ -193,13 +278,26 @@ impl Owner {
         Ok(others.len() + usize::from(ours.is_empty()))
     }
 
-    /// Pods' links are ports of the bridge and up, also after the bridge was made anew.
+    /// Pods' links are ports of the bridge, up, and have the right MTU at both ends, also after the bridge was made anew.
     fn ensure_ports(&mut self) -> Result<usize, NetError> {
-        let (bridge, mtu) = (self.bridge, self.config.mtu);
+        let (bridge, mtu) = (self.bridge, self.mtu);
         let mut changed = 0;
-        for (_, link) in self.pods()?.into_iter().filter(|(_, link)| link.master != Some(bridge) || !link.up) {
-            links::adjust(&mut self.route, link.index, mtu, Some(bridge)).map_err(self.netlink("attaching a port"))?;
+        let pods: Vec<Link> = self.pods()?.into_iter().map(|(_, link)| link).collect();
+        for link in pods.iter().filter(|link| link.master != Some(bridge) || !link.up) {
+            let attached = links::adjust(&mut self.route, link.index, link.mtu, Some(bridge));
+            attached.map_err(self.netlink("attaching a port"))?;
             changed += 1;
+        }
+        let other: Vec<Link> = pods.into_iter().filter(|link| link.mtu != mtu).collect();
+        if !other.is_empty() {
+            let (set, failure) = pod_mtu::set(&mut self.route, &other, mtu);
+            changed += set;
+            // One pod's namespace that cannot be entered is no reason to have no network.
+            let failure = failure.map(|error| error.to_string());
+            if let Some(error) = failure.as_ref().filter(|_| failure != self.told_mtu) {
+                tracing::warn!(error, mtu, "a running pod keeps another MTU");
+            }
+            self.told_mtu = failure;
         }
         Ok(changed)
     }
@@ -224,12 +322,16 @@ impl Owner {
             }
             let same = link.alias.as_deref() == Some(&alias) && link.master == Some(self.bridge) && link.up;
             if same && links::pod_is_configured(&mut inside, &link, ip).map_err(failed("looking at the pod's link"))? {
+                if link.mtu != self.mtu {
+                    let set = pod_mtu::set_one(&mut self.route, netns.as_fd(), &link, self.mtu);
+                    set.map_err(failed("setting the MTU"))?;
+                }
                 return Ok(found);
             }
             links::delete(&mut self.route, &name).map_err(failed("removing a half-made link"))?;
         }
         let create = |owner: &mut Owner| {
-            let (bridge, mtu) = (owner.bridge, owner.config.mtu);
+            let (bridge, mtu) = (owner.bridge, owner.mtu);
             links::create_pair(&mut owner.route, &name, &alias, bridge, mtu, ip, netns.as_fd())
         };
         if let Err(error) = create(self) {
@@ -239,6 +341,10 @@ impl Owner {
             }
             links::delete(&mut self.route, &name).map_err(failed("removing a half-made link"))?;
             create(self).map_err(failed("creating the link"))?;
+            // Routes to other nodes went with the bridge's address. They are not this pod's trouble if they fail.
+            if let Err(error) = self.ensure_overlay() {
+                tracing::warn!(error = %coracle_base::one_line(&error), "routes to other nodes");
+            }
         }
         let gateway = self.config.gateway();
         if let Err(error) = links::configure_pod(&mut inside, ip, gateway) {
@@ -276,6 +382,7 @@ impl Owner {
         for (_, link) in self.pods()? {
             links::delete(&mut self.route, &link.name).map_err(self.netlink("deleting a pod's link"))?;
         }
+        self.overlay.remove(&mut self.route, &self.config)?;
         let bridge = self.config.bridge.clone();
         if self.find(&bridge)?.is_some_and(|link| link.kind.as_deref() == Some("bridge")) {
             links::delete(&mut self.route, &bridge).map_err(self.netlink("deleting the bridge"))?;
@@ -313,25 +420,24 @@ impl NetConfig {
             format!("table name `{}` must be 1 to 64 letters, digits, - or _", self.table)
         } else if self.node_cidr.prefix() > 29 {
             format!("node block {} is too small: /29 is the least", self.node_cidr)
-        } else if !covers(self.cluster_cidr, self.node_cidr) {
+        } else if !self.cluster_cidr.covers(&self.node_cidr) {
             format!("node block {} is not inside the cluster's {}", self.node_cidr, self.cluster_cidr)
-        } else if overlap(self.cluster_cidr, self.service_cidr) {
+        } else if self.cluster_cidr.overlaps(&self.service_cidr) {
             format!("service block {} overlaps the cluster's {}", self.service_cidr, self.cluster_cidr)
-        } else if !(576..=65_535).contains(&self.mtu) {
-            format!("MTU {} is not between 576 and 65535", self.mtu)
+        } else if !(1..1 << 24).contains(&self.vni) {
+            format!("VXLAN number {} is not between 1 and {}", self.vni, (1 << 24) - 1)
+        } else if self.vxlan_port == 0 {
+            "VXLAN port 0 is no port".to_owned()
+        } else if self.underlay.is_some_and(|ip| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()) {
+            format!(
+                "own address {:?} is not one that other machines reach",
+                self.underlay.unwrap_or(Ipv4Addr::UNSPECIFIED)
+            )
         } else {
             return Ok(());
         };
         Err(NetError::Config(problem))
     }
-}
-
-pub(crate) fn covers(outer: Cidr, inner: Cidr) -> bool {
-    outer.prefix() <= inner.prefix() && outer.contains(inner.network())
-}
-
-pub(crate) fn overlap(a: Cidr, b: Cidr) -> bool {
-    covers(a, b) || covers(b, a)
 }
 
 fn layout(config: &NetConfig) -> Layout {

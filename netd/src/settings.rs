@@ -17,10 +17,21 @@ pub(crate) fn wanted(bridge: &str) -> Vec<(String, &'static str)> {
     ]
 }
 
+/// What the VXLAN device needs. Another node may reach us through it although we reach that node directly.
+pub(crate) fn wanted_of_tunnel(device: &str) -> Vec<(String, &'static str)> {
+    vec![(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "2")]
+}
+
+/// Whether packets that come in by the link must come from where answers would go (rp_filter 1).
+pub(crate) fn is_strict(link: &str) -> bool {
+    let of = |what: &str| read(&format!("/proc/sys/net/ipv4/conf/{what}/rp_filter"));
+    of("all").max(of(link)).as_deref() == Some("1")
+}
+
 /// Writes what differs and says how many did. Reads first: a read-only /proc/sys is fine while all is as wanted.
-pub(crate) fn ensure(bridge: &str) -> Result<usize, NetError> {
+pub(crate) fn ensure(wanted: Vec<(String, &'static str)>) -> Result<usize, NetError> {
     let mut written = 0;
-    for (path, value) in wanted(bridge) {
+    for (path, value) in wanted {
         if read(&path).as_deref() == Some(value) {
             continue;
         }

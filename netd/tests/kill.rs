@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
-use coracle_netd::{Desired, NetConfig, Netd};
+use coracle_netd::{Desired, NetConfig, Netd, Peer, Report};
 use support::{Ns, config, tcp_service, udp_service, wait};
 
 const VICTIM: &str = "CORACLE_NETD_VICTIM";
@@ -18,6 +18,20 @@ fn services(round: usize) -> Desired {
     Desired { services, local_vips: vec![Ipv4Addr::new(10, 43, 0, 100 + round as u8 % 2)] }
 }
 
+/// Other nodes that come and go, all of them behind the tunnel: there is no other link.
+fn peers(round: usize) -> Vec<Peer> {
+    let peer = |n: u8| Peer {
+        node: format!("n{n}"),
+        pod_cidr: format!("10.42.{n}.0/24").parse().unwrap(),
+        address: Ipv4Addr::new(198, 51, 100, n),
+    };
+    (0..round % 4).map(|i| peer(1 + (round + i) as u8 % 50)).collect()
+}
+
+fn node(ns: &Ns) -> NetConfig {
+    NetConfig { underlay: Some(Ipv4Addr::new(192, 0, 2, 1)), ..config(ns) }
+}
+
 /// Not a test by itself: the process that gets killed. It works as fast as it can and says so after each step.
 #[test]
 #[allow(clippy::print_stdout, reason = "the killer reads it")]
@@ -26,13 +40,14 @@ fn victim() {
         return;
     }
     let own = Ns { fd: std::sync::Arc::new(std::fs::File::open("/proc/thread-self/ns/net").unwrap().into()) };
-    let netd = Netd::start(NetConfig { netns: None, ..config(&own) }).unwrap();
+    let netd = Netd::start(NetConfig { netns: None, ..node(&own) }).unwrap();
     let pods: Vec<Ns> = (0..4).map(|_| Ns::new()).collect();
     for round in 0.. {
         let pod = &pods[round % pods.len()];
         let id = format!("p{}", round % pods.len());
         wait(netd.attach(pod.fd(), &id, Ipv4Addr::new(10, 42, 0, 2 + (round % 200) as u8))).unwrap();
         wait(netd.apply(services(round))).unwrap();
+        wait(netd.peers(peers(round))).unwrap();
         if round % 3 == 0 {
             wait(netd.detach(&id)).unwrap();
         }
@@ -68,13 +83,16 @@ fn a_killed_agent_is_taken_over_by_the_next() {
         if round % 5 == 4 {
             continue; // the next victim finds what this one left
         }
-        let netd = Netd::start(config(&ns)).unwrap();
+        let netd = Netd::start(node(&ns)).unwrap();
         for pod in wait(netd.list()).unwrap() {
             wait(netd.detach(&pod.pod)).unwrap();
         }
         wait(netd.apply(services(round))).unwrap();
+        wait(netd.peers(peers(round))).unwrap();
         let report = wait(netd.repair()).unwrap();
-        assert!(!report.rebuilt && report.added == 0, "round {round}: nothing is left to repair: {report:?}");
+        assert_eq!(report, Report::default(), "round {round}: nothing is left to repair");
+        let routes = ns.run("ip", &["route", "show", "proto", "67", "root", "10.42.0.0/16"]);
+        assert_eq!(routes.lines().count(), peers(round).len(), "round {round}: {routes}");
         assert!(wait(netd.apply(services(round))).unwrap().added == 0);
         let pod = Ns::new();
         wait(netd.attach(pod.fd(), "new", Ipv4Addr::new(10, 42, 0, 250))).unwrap();

@@ -80,6 +80,16 @@ impl Cidr {
         u32::from(address) & mask(self.prefix) == self.network
     }
 
+    /// Whether all of `inner` lies in the block.
+    pub fn covers(&self, inner: &Cidr) -> bool {
+        self.prefix <= inner.prefix && self.contains(inner.network())
+    }
+
+    /// Whether the blocks share an address.
+    pub fn overlaps(&self, other: &Cidr) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
     /// The address `offset` places after the network address, if it lies in the block.
     pub fn nth(&self, offset: u64) -> Option<Ipv4Addr> {
         (offset < self.size()).then(|| Ipv4Addr::from(self.network + offset as u32))

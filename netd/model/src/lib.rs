@@ -8,10 +8,12 @@ pub mod conntrack;
 mod desired;
 mod ipam;
 pub mod nft;
+pub mod overlay;
 pub mod rules;
 pub mod tables;
 
 pub use cidr::{Cidr, CidrError};
 pub use desired::{Desired, Layout, Protocol, ServiceEntry, ServiceKey};
 pub use ipam::{Ipam, IpamError, REST_MS};
+pub use overlay::Peer;
 pub use tables::{Delta, Observed, Tables};

@@ -101,7 +101,11 @@ pub(crate) fn chains(layout: &Layout) -> Vec<Chain> {
         Chain {
             name: "forward",
             hook: Some(("filter", FORWARD, FILTER_PRIORITY)),
-            rules: vec![drop_invalid(layout), check.clone()],
+            rules: vec![
+                drop_invalid(MetaKey::InputName, layout),
+                drop_invalid(MetaKey::OutputName, layout),
+                check.clone(),
+            ],
         },
         Chain {
             name: "output",
@@ -203,9 +207,9 @@ fn masquerade(layout: &Layout) -> Vec<Vec<Expr>> {
 }
 
 /// Segments that tracking calls invalid are not translated back: the client would see the endpoint's own address and
-/// reset a healthy connection.
-fn drop_invalid(layout: &Layout) -> Vec<Expr> {
-    let mut rule = match_link(MetaKey::InputName, &layout.bridge);
+/// reset a healthy connection. They come from pods here, and from endpoints on other nodes.
+fn drop_invalid(side: MetaKey, layout: &Layout) -> Vec<Expr> {
+    let mut rule = match_link(side, &layout.bridge);
     rule.extend(conntrack_bits(ConntrackKey::State, NF_CT_STATE_INVALID_BIT));
     rule.push(Expr::Verdict(Verdict::Drop));
     rule

@@ -1,6 +1,8 @@
 //! A node and its pods as network namespaces inside the test process: no names, nothing to clean up after a crash.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod machines;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -8,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_netd::{Desired, NetConfig, Netd, Protocol, ServiceEntry};
+use coracle_netd::{Desired, NetConfig, Netd, Protocol, ServiceEntry, VNI, VXLAN_PORT};
 use nix::sched::{CloneFlags, setns, unshare};
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 10);
@@ -161,7 +163,9 @@ pub fn config(ns: &Ns) -> NetConfig {
         node_cidr: "10.42.0.0/24".parse().unwrap(),
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         service_cidr: "10.43.0.0/16".parse().unwrap(),
-        mtu: 1500,
+        underlay: None,
+        vni: VNI,
+        vxlan_port: VXLAN_PORT,
         netns: Some(ns.fd.clone()),
     }
 }
