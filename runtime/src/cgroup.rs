@@ -386,6 +386,13 @@ impl Cgroups {
         File::open(path).ok().map(OwnedFd::from)
     }
 
+    /// The file that kills all that is in `below` and under it with one write; `None` without v2.
+    pub(crate) fn kill_file(&self, below: &str) -> Result<Option<OwnedFd>, CgroupError> {
+        let Some(path) = self.v2_folder(below).map(|folder| folder.join("cgroup.kill")) else { return Ok(None) };
+        let open = File::options().write(true).open(&path);
+        open.map(|file| Some(file.into())).map_err(|source| CgroupError::File { action: "open", path, source })
+    }
+
     /// Puts a process into the cgroup `below`.
     pub(crate) fn enter(&self, below: &str, pid: u32) -> Result<(), CgroupError> {
         for folder in self.folders(below) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use coracle_plan::message::{Fields, MAX_PACKET, Packet, Record, answer, request};
+use coracle_plan::message::{Fields, MAX_PACKET, Packet, Record, answer, lease, request};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -28,6 +28,8 @@ const EVENTS: usize = 256;
 
 /// A monitor answers from memory, but for a launch: that one gives up after 30 s.
 const ANSWER: Duration = Duration::from_secs(60);
+/// The keeper of a lease waits for nothing else: one that says nothing is stopped.
+const LEASE_ANSWER: Duration = Duration::from_secs(5);
 /// The first answer of a monitor that an earlier agent left: it may be busy with a launch, and the machine slow.
 const FIRST_ANSWER: Duration = Duration::from_secs(45);
 
@@ -83,6 +85,8 @@ pub struct ContainerState {
     pub ended_ms: u64,
     /// Log lines lost to a full disk.
     pub dropped_lines: u64,
+    /// Whether it was killed because the pod's lease ran out.
+    pub fenced: bool,
 }
 
 impl From<Record> for ContainerState {
@@ -101,6 +105,7 @@ impl From<Record> for ContainerState {
             started_ms: record.started_ms,
             ended_ms: record.ended_ms,
             dropped_lines: record.dropped_lines,
+            fenced: record.fenced,
         }
     }
 }
@@ -431,6 +436,49 @@ impl Task {
                 }
             }
             _ => {}
+        }
+    }
+}
+
+/// The line on which a fenced pod's keeper hears of deadlines, whatever its podmon is busy with.
+pub(crate) struct LeaseLine {
+    socket: UnixStream,
+}
+
+impl LeaseLine {
+    /// A line and its other end, for podmon.
+    pub(crate) fn pair() -> std::io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // As in `Connection`: only its readiness and descriptor are used.
+        let socket = UnixStream::from_std(std::os::unix::net::UnixStream::from(ours))?;
+        Ok((Self { socket }, theirs))
+    }
+
+    /// Sends a deadline; whether it is to come, as the keeper sees it. Cancelled, it may have been sent.
+    pub(crate) async fn extend(&self, until_ms: u64) -> Result<bool, PodmonError> {
+        match tokio::time::timeout(LEASE_ANSWER, self.ask(until_ms)).await {
+            Ok(answer) => answer.map_err(|_| PodmonError::Gone),
+            Err(_) => Err(PodmonError::Silent),
+        }
+    }
+
+    async fn ask(&self, until_ms: u64) -> std::io::Result<bool> {
+        let packet = lease::ask(until_ms);
+        let send = || Ok(rustix::net::send(self.socket.as_fd(), &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?);
+        self.socket.async_io(Interest::WRITABLE, send).await?;
+        loop {
+            let mut buffer = [0_u8; 64];
+            let read = || Ok(rustix::net::recv(self.socket.as_fd(), &mut buffer, RecvFlags::DONTWAIT)?);
+            let (length, _) = self.socket.async_io(Interest::READABLE, read).await?;
+            if length == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            // An answer to an earlier question, whose asker has gone, says less.
+            match lease::answered(&buffer[..length]) {
+                Some((kept_ms, in_force)) if kept_ms >= until_ms => return Ok(in_force),
+                _ => {}
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cgroup::{CgroupError, Cgroups, Limits, Stats};
 use crate::features::{self, Features};
-use crate::podmon::{Connection, ContainerEvent, ContainerState, PodmonError, spawn};
+use crate::podmon::{Connection, ContainerEvent, ContainerState, LeaseLine, PodmonError, spawn};
 
 /// Where a runtime keeps its state and what its cgroups are called.
 #[derive(Debug, Clone)]
@@ -64,6 +64,14 @@ pub enum RuntimeError {
     /// More mounts than go with one request.
     #[error("the container has {0} mounts; {MAX_FDS} is the most")]
     TooMany(usize),
+    /// The pod is fenced and its lease has run out: all in it was killed.
+    #[error("the pod's lease has run out: nothing runs in it until this node holds one again")]
+    LeaseExpired,
+    /// The pod's monitor is of a release that does not know fences.
+    #[error(
+        "the pod's monitor was started by an older release and cannot kill the pod when its lease runs out\nhint: remove the pod and make it anew"
+    )]
+    CannotFence,
     /// An id that could leave its folder.
     #[error("`{0}` is not an id: letters, digits, `-`, `_` and `.` only")]
     Id(String),
@@ -80,6 +88,10 @@ pub struct PodSpec {
     pub host_network: bool,
     /// Limits of the pod as a whole.
     pub limits: Limits,
+    /// The pod may run only while its node holds a lease, which ends then: CLOCK_BOOTTIME, milliseconds. All of it is killed when
+    /// that time comes, unless `extend_lease` has given a later one; in the past (0) = nothing can be started yet. `None` = it is
+    /// not fenced.
+    pub lease_until: Option<u64>,
 }
 
 /// Where a container's output goes.
@@ -233,7 +245,7 @@ impl Runtime {
     }
 
     fn handle(&self, id: &str, connection: Connection) -> PodHandle {
-        PodHandle { id: id.into(), runtime: self.clone(), connection }
+        PodHandle { id: id.into(), runtime: self.clone(), connection, lease: Arc::default() }
     }
 
     fn dir(&self, id: &str) -> PathBuf {
@@ -265,8 +277,29 @@ impl Runtime {
         .await?;
         let connection = Connection::open(&self.dir(&spec.id)).await?;
         let handle = self.handle(&spec.id, connection);
+        if let Some(until_ms) = spec.lease_until {
+            match handle.extend_lease(until_ms).await {
+                Ok(()) | Err(RuntimeError::LeaseExpired) => {}
+                Err(error) => {
+                    // Nothing runs in it yet.
+                    let _ = handle.remove().await;
+                    return Err(error);
+                }
+            }
+        }
         self.lock().insert(spec.id, handle.clone());
         Ok(handle)
+    }
+
+    /// `PodHandle::extend_lease` of a pod; one that is not there has nothing to be extended.
+    ///
+    /// # Errors
+    /// As `PodHandle::extend_lease`.
+    pub async fn extend_lease(&self, pod: &str, until_ms: u64) -> Result<(), RuntimeError> {
+        match self.pod(pod) {
+            Some(pod) => pod.extend_lease(until_ms).await,
+            None => Ok(()),
+        }
     }
 
     /// Kills what is left of a pod whose monitor is gone, and removes its folder.
@@ -329,6 +362,8 @@ pub struct PodHandle {
     id: Arc<str>,
     runtime: Runtime,
     connection: Connection,
+    /// To the keeper of the pod's deadline, once there is one.
+    lease: Arc<tokio::sync::Mutex<Option<LeaseLine>>>,
 }
 
 impl PodHandle {
@@ -384,6 +419,42 @@ impl PodHandle {
         self.runtime.inner.cgroups.stats(&format!("pods/{}/{container}", self.id))
     }
 
+    /// Tells the pod's monitor how long the node's lease lasts: CLOCK_BOOTTIME, milliseconds. The first call fences the pod for
+    /// good, whatever runs in it; a time earlier than one that was given before changes nothing. When it comes, every process of
+    /// the pod is killed, and nothing can be started until a later one is given.
+    ///
+    /// # Errors
+    /// `LeaseExpired` when that time has passed (and the pod was killed); `CannotFence`; the monitor is gone or stopped.
+    pub async fn extend_lease(&self, until_ms: u64) -> Result<(), RuntimeError> {
+        let mut line = self.lease.lock().await;
+        if let Some(open) = line.as_ref() {
+            return if open.extend(until_ms).await? { Ok(()) } else { Err(RuntimeError::LeaseExpired) };
+        }
+        let kill_file = self.runtime.inner.cgroups.kill_file(&format!("pods/{}", self.id))?;
+        let (ours, theirs) = LeaseLine::pair().map_err(|source| RuntimeError::File {
+            action: "open",
+            path: "a socket pair".into(),
+            source,
+        })?;
+        let flags = request::LEASE_LINE | if kill_file.is_some() { request::LEASE_KILL } else { 0 };
+        let fds = kill_file.into_iter().chain([theirs]).collect();
+        let answer = self.connection.request(request::LEASE, fds, |packet| {
+            packet.u64(until_ms).u32(flags);
+        });
+        match answer.await {
+            Ok(_) => {
+                *line = Some(ours);
+                Ok(())
+            }
+            Err(PodmonError::Refused { errno: libc::EKEYEXPIRED, .. }) => {
+                *line = Some(ours);
+                Err(RuntimeError::LeaseExpired)
+            }
+            Err(PodmonError::Refused { errno: libc::ENOSYS, .. }) => Err(RuntimeError::CannotFence),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn cgroup(&self, container: &str) -> String {
         format!("pods/{}/{container}", self.id)
     }
@@ -391,7 +462,8 @@ impl PodHandle {
     /// Starts a container.
     ///
     /// # Errors
-    /// What could not be done, in words; `RuntimeError::Launch` with `exec` when it was the program itself.
+    /// What could not be done, in words; `RuntimeError::Launch` with `exec` when it was the program itself; `LeaseExpired` in a
+    /// fenced pod.
     pub async fn start(&self, launch: ContainerLaunch) -> Result<Started, RuntimeError> {
         check_id(&launch.id)?;
         let (this, id, attempt) = (self.clone(), launch.id.clone(), launch.attempt);
@@ -423,9 +495,11 @@ impl PodHandle {
                     started_ms: at_ms,
                     ended_ms: 0,
                     dropped_lines: 0,
+                    fenced: false,
                 });
                 Ok(Started { pid, at_ms })
             }
+            Err(PodmonError::Refused { errno: libc::EKEYEXPIRED, .. }) => Err(RuntimeError::LeaseExpired),
             Err(PodmonError::Refused { errno, operation }) => Err(explain(&plan, operation, errno)),
             Err(error) => Err(error.into()),
         }
@@ -538,6 +612,7 @@ impl PodHandle {
         fds.extend(procs);
         let (id, exited) = match self.connection.exec(&exec.container, fds).await {
             Ok(started) => started,
+            Err(PodmonError::Refused { errno: libc::EKEYEXPIRED, .. }) => return Err(RuntimeError::LeaseExpired),
             Err(PodmonError::Refused { errno, operation }) => return Err(explain(&plan, operation, errno)),
             Err(error) => return Err(error.into()),
         };

@@ -5,7 +5,8 @@
 //!      ... -> Stop (deleted | finished | deadline | rejected)
 //!          -> pre-stop hooks -> stop signals -> kills -> TearDown -> Gone (deleted) | Wait (an ended pod is kept)
 //! ```
-//! A pod that is being stopped never starts anything again, and one that was torn down stays so.
+//! A pod that is being stopped never starts anything again, and one that was torn down stays so. A fenced pod is made ready for
+//! its start whether the node holds a lease or not; containers are started only with one.
 
 use coracle_base::Millis;
 
@@ -322,7 +323,7 @@ fn setup(pod: &Pod, seen: &Observed, now: Millis, wake: &mut Wake) -> Step {
     }
     let apps_began = each(pod, seen).any(|(_, container, state)| container.role == Role::App && state.began);
     for (index, container, state) in each(pod, seen) {
-        if let Some(step) = begin_container(pod, index, container, state, now, wake) {
+        if let Some(step) = begin_container(pod, seen, index, now, wake) {
             return step;
         }
         let gate_open = match container.role {
@@ -338,14 +339,8 @@ fn setup(pod: &Pod, seen: &Observed, now: Millis, wake: &mut Wake) -> Step {
 }
 
 /// Pull or start of a container that has to run; `None` when it runs, need not, or has to wait.
-fn begin_container(
-    pod: &Pod,
-    index: usize,
-    container: &Container,
-    state: &ContainerSeen,
-    now: Millis,
-    wake: &mut Wake,
-) -> Option<Step> {
+fn begin_container(pod: &Pod, seen: &Observed, index: usize, now: Millis, wake: &mut Wake) -> Option<Step> {
+    let (container, state) = (&pod.containers[index], &seen.containers[index]);
     if !wanted(pod, container, state) {
         return None;
     }
@@ -360,6 +355,10 @@ fn begin_container(
             return (now >= failing.backoff.retry_at).then_some(Step::Pull { container: index });
         }
         Image::Present { .. } => {}
+    }
+    // No time brings a lease: the shell looks again when there is one.
+    if seen.lacks_lease() {
+        return None;
     }
     if let Some(failing) = &state.setup
         && now < failing.backoff.retry_at

@@ -90,7 +90,7 @@ pub struct Exit {
     pub code: i32,
     /// The signal.
     pub signal: Option<i32>,
-    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `ContainerCannotRun`, `ContainerStatusUnknown`.
+    /// `Completed`, `Error`, `OOMKilled`, `FencedLeaseExpired`, `StartError`, `ContainerCannotRun`, `ContainerStatusUnknown`.
     pub reason: String,
     /// Its last words, or why it did not start.
     pub message: String,
@@ -238,6 +238,12 @@ pub struct Observed {
     /// A step that makes something is under way: no second one is begun.
     #[serde(skip)]
     pub busy: bool,
+    /// It may run only while the node holds a lease. A sandbox that was fenced stays so: its monitor keeps the deadline.
+    #[serde(default)]
+    pub fenced: bool,
+    /// The node holds a lease that lasts long enough to start something under it. The shell knows, of this moment only.
+    #[serde(skip)]
+    pub leased: bool,
     /// A take-down failed: when to try again.
     pub teardown: Backoff,
     /// Nothing of it is left on the node but logs and this record.
@@ -256,7 +262,7 @@ impl Observed {
                 ContainerSeen { restarts: recorded.unwrap_or(0), ..ContainerSeen::default() }
             })
             .collect();
-        Self { accepted_at: now, containers, ..Self::default() }
+        Self { accepted_at: now, containers, fenced: pod.fenced, ..Self::default() }
     }
 
     /// What stands in for a pod read back whose record does not fit it: `None` when it does.
@@ -280,6 +286,20 @@ impl Observed {
         self.containers.iter().any(|seen| matches!(seen.run, Run::Running { .. }))
     }
 
+    /// Whether nothing may be started for want of a lease.
+    #[must_use]
+    pub fn lacks_lease(&self) -> bool {
+        self.fenced && !self.leased
+    }
+
+    /// Whether the node holds a lease now that lasts long enough. One that has come makes up for the tries that failed without.
+    pub fn lease(&mut self, leased: bool, now: Millis) {
+        if leased && !self.leased {
+            self.hurry(now);
+        }
+        self.leased = leased;
+    }
+
     /// The sandbox stands.
     pub fn sandbox_ready(&mut self, ip: Ipv4Addr) {
         self.sandbox = Sandbox::Ready { ip };
@@ -297,6 +317,7 @@ impl Observed {
     pub fn sandbox_lost(&mut self, pod: &Pod, now: Millis) {
         self.sandbox = Sandbox::None;
         self.volumes = Volumes::None;
+        self.fenced = pod.fenced;
         for (seen, container) in self.containers.iter_mut().zip(&pod.containers) {
             if let Run::Running { attempt, started_at, .. } = seen.run {
                 let exit = Exit {

@@ -26,6 +26,9 @@ pub enum PodError {
     Twice(&'static str, String),
 }
 
+/// The annotation of a pod that may run only while its node holds a lease. Anything but `true` is off.
+pub const FENCED: &str = "coracle.dev/fenced";
+
 /// When an ended container is started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartPolicy {
@@ -360,6 +363,8 @@ pub struct Pod {
     pub containers: Vec<Container>,
     /// Set once somebody deleted it.
     pub deletion: Option<Deletion>,
+    /// Its owner wants it to run only while its node holds a lease: annotation `coracle.dev/fenced: "true"`.
+    pub fenced: bool,
     /// `status.phase` in the object: an ended pod is not run again.
     pub recorded_phase: String,
     /// `status.containerStatuses[].restartCount` in the object, by container.
@@ -416,6 +421,7 @@ impl Pod {
             uid: text(&meta["uid"]),
             labels: map(&meta["labels"]),
             annotations: map(&meta["annotations"]),
+            fenced: meta["annotations"][FENCED] == "true",
             node_name: text(&spec["nodeName"]),
             service_account: or(text(&spec["serviceAccountName"]), "default"),
             subdomain: text(&spec["subdomain"]),
@@ -747,6 +753,19 @@ mod tests {
         );
         assert_eq!(probe.handler, Handler::Tcp { host: String::new(), port: PortRef::Name("web".into()) });
         assert!(pod.containers[0].security.allow_escalation);
+    }
+
+    #[test]
+    fn only_true_is_fenced() {
+        let fenced = |annotations: Value| {
+            let meta = json!({"name": "a", "namespace": "n", "uid": "u", "annotations": annotations});
+            Pod::parse(&json!({"metadata": meta, "spec": {"containers": [{"name": "c"}]}})).unwrap().fenced
+        };
+        assert!(fenced(json!({"coracle.dev/fenced": "true"})));
+        for other in [json!(null), json!({}), json!({FENCED: "false"}), json!({FENCED: "True"}), json!({FENCED: true})]
+        {
+            assert!(!fenced(other.clone()), "{other}");
+        }
     }
 
     #[test]

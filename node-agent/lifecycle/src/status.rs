@@ -261,9 +261,18 @@ fn wait_for(reason: &str, message: &str) -> Value {
     }
 }
 
+/// What a fenced pod says while its node holds no lease.
+fn no_lease() -> Value {
+    let message = "the pod is fenced (annotation coracle.dev/fenced): it is started when this node holds a lease from the \
+                   cluster's leader; hint: `coracle status` says whether this node reaches the servers";
+    wait_for("WaitingForLease", message)
+}
+
 /// Why a container that never ran does not run yet, the nearest cause first.
 fn waiting(pod: &Pod, seen: &Observed, index: usize, state: &ContainerSeen) -> Value {
-    if let Some(failing) = &state.setup {
+    if let Some(failing) = &state.setup
+        && !seen.lacks_lease()
+    {
         return wait_for(&failing.reason, &failing.message);
     }
     if let Image::Failing(failing) = &state.image {
@@ -279,6 +288,9 @@ fn waiting(pod: &Pod, seen: &Observed, index: usize, state: &ContainerSeen) -> V
         (Sandbox::Failing(failing), _) | (_, Volumes::Failing(failing)) => failing.message.as_str(),
         _ => "",
     };
+    if seen.lacks_lease() && seen.stop.is_none() && !held_by_init && message.is_empty() {
+        return no_lease();
+    }
     wait_for(if held_by_init { "PodInitializing" } else { "ContainerCreating" }, message)
 }
 
@@ -303,6 +315,9 @@ fn crash_loop(
     };
     if !again || seen.stop.is_some() || matches!(phase, "Succeeded" | "Failed") {
         return None;
+    }
+    if seen.lacks_lease() {
+        return Some(no_lease());
     }
     if let Some(failing) = &state.setup {
         return Some(wait_for(&failing.reason, &failing.message));

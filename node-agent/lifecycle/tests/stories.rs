@@ -457,6 +457,74 @@ fn a_record_read_back_meets_what_really_runs() {
     assert_eq!(next(&world.pod, &seen, START + 3000), Step::Start { container: 1, attempt: 1 });
 }
 
+#[test]
+fn a_fenced_pod_is_started_only_under_a_lease() {
+    let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "c"}, {"name": "d"}]});
+    let script: Script = Box::new(|name, _| match name {
+        "i" => Life { ends: Some((10, 0)), ..Life::default() },
+        _ => Life::default(),
+    });
+    let mut world = World::new(&spec, script);
+    let object = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "annotations": {"coracle.dev/fenced": "true"}}, "spec": spec});
+    world.pod = Pod::parse(&object).unwrap();
+    world.seen = Observed::new(&world.pod, START);
+    world.live(START + 5000);
+    assert_eq!(world.phase(), "Pending");
+    let reason = |status: &Value, list: &str, index: usize| status[list][index]["state"]["waiting"]["reason"].clone();
+    let status = world.status();
+    assert_eq!(reason(&status, "initContainerStatuses", 0), "WaitingForLease");
+    assert_eq!(reason(&status, "containerStatuses", 0), "PodInitializing");
+    assert_eq!(status::summary(&world.pod, &world.seen), "WaitingForLease");
+    world.say("-- a lease --");
+    world.seen.lease(true, world.now);
+    world.live(START + 10_000);
+    assert!(status::is_ready(&world.pod, &world.seen));
+    world.say("-- the lease has run out --");
+    world.seen.lease(false, world.now);
+    world.ends.clear();
+    world.end(1, 0, 137, "FencedLeaseExpired");
+    world.end(2, 0, 137, "FencedLeaseExpired");
+    world.live(START + 60_000);
+    let status = world.status();
+    assert_eq!(status["phase"], "Running");
+    for index in 0..2 {
+        assert_eq!(reason(&status, "containerStatuses", index), "WaitingForLease");
+        let last = &status["containerStatuses"][index]["lastState"]["terminated"];
+        assert_eq!((&last["reason"], &last["exitCode"]), (&json!("FencedLeaseExpired"), &json!(137)));
+    }
+    world.say("-- a lease --");
+    world.seen.lease(true, world.now);
+    world.live(START + 70_000);
+    assert!(status::is_ready(&world.pod, &world.seen));
+    // Deleted while there is none, it ends like any other.
+    world.seen.lease(false, world.now);
+    world.delete(1000);
+    assert!(world.live(START + 80_000));
+    insta::assert_snapshot!(world.transcript);
+}
+
+#[test]
+fn a_lease_makes_up_for_tries_that_failed_without_one() {
+    let mut world = World::new(&json!({"containers": [{"name": "c"}]}), always(Life::default()));
+    world.seen.fenced = true;
+    world.seen.lease(true, world.now);
+    world.seen.sandbox_ready(Ipv4Addr::new(10, 42, 0, 2));
+    world.seen.volumes_ready();
+    world.seen.containers[0].image_present("sha256:0".into(), "i".into(), None);
+    for _ in 0..8 {
+        world.seen.containers[0].setup_failed("WaitingForLease", "too late".into(), world.now);
+    }
+    assert!(matches!(next(&world.pod, &world.seen, world.now), Step::Wait { until: Some(_) }));
+    world.seen.lease(false, world.now);
+    assert_eq!(next(&world.pod, &world.seen, world.now), Step::Wait { until: None });
+    world.seen.lease(true, world.now);
+    assert_eq!(next(&world.pod, &world.seen, world.now), Step::Start { container: 0, attempt: 0 });
+    // What is made anew after a loss is what the pod asks for now.
+    let pod = world.pod.clone();
+    world.seen.sandbox_lost(&pod, world.now);
+    assert!(!world.seen.fenced);
+}
+
 /// Where a pod stands, as a number that may only grow.
 fn progress(seen: &Observed) -> u32 {
     let deleted = seen.stop.as_ref().is_some_and(|stop| stop.why == StopReason::Deleted);

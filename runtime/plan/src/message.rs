@@ -22,6 +22,16 @@ pub mod request {
     pub const END: u32 = 5;
     /// `name`: forget a container that has ended.
     pub const FORGET: u32 = 6;
+    /// `deadline (CLOCK_BOOTTIME, milliseconds, 64 bits), flags`; descriptors: with flag `LEASE_KILL` the pod's `cgroup.kill`, open
+    /// for writing, then with `LEASE_LINE` a SOCK_SEQPACKET end on which deadlines come from then on (`lease`).
+    ///
+    /// The first one fences the pod for good: all of it is killed when the deadline passes, and nothing is started until a later
+    /// one comes. A deadline never moves backwards. Answered with `OK` while it has not passed, else with `EKEYEXPIRED`.
+    pub const LEASE: u32 = 7;
+    /// A flag of `LEASE`.
+    pub const LEASE_KILL: u32 = 1;
+    /// A flag of `LEASE`.
+    pub const LEASE_LINE: u32 = 2;
 }
 
 /// Answers and events.
@@ -36,6 +46,37 @@ pub mod answer {
     pub const EXIT: u32 = 104;
     /// An exec has ended: `exec id, wait status`.
     pub const EXEC_EXIT: u32 = 105;
+}
+
+/// What goes over the line that `request::LEASE` hands over, so that a podmon that is busy with a launch or waits for a disk
+/// hears of a new deadline all the same. To podmon: the deadline. From podmon: the deadline it keeps, and whether that is to come.
+pub mod lease {
+    /// A deadline, as it is sent.
+    #[must_use]
+    pub fn ask(until_ms: u64) -> [u8; 8] {
+        until_ms.to_le_bytes()
+    }
+
+    /// The deadline that was sent; a later release may send more behind it.
+    #[must_use]
+    pub fn asked(bytes: &[u8]) -> Option<u64> {
+        Some(u64::from_le_bytes(*bytes.first_chunk()?))
+    }
+
+    /// An answer, as it is sent.
+    #[must_use]
+    pub fn answer(until_ms: u64, in_force: bool) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..8].copy_from_slice(&until_ms.to_le_bytes());
+        bytes[8] = u8::from(in_force);
+        bytes
+    }
+
+    /// The answer that was sent.
+    #[must_use]
+    pub fn answered(bytes: &[u8]) -> Option<(u64, bool)> {
+        Some((asked(bytes)?, *bytes.get(8)? != 0))
+    }
 }
 
 /// A container as podmon knows it.
@@ -59,6 +100,8 @@ pub struct Record {
     pub ended_ms: u64,
     /// Log lines that could not be written.
     pub dropped_lines: u64,
+    /// Whether it was killed because the pod's lease ran out. Old podmons do not say so.
+    pub fenced: bool,
 }
 
 /// One packet: code, sequence number of the request it belongs to (0 for events), fields.
@@ -100,7 +143,7 @@ impl Packet {
     pub fn record(&mut self, record: &Record) -> &mut Self {
         self.text(&record.name).u32(record.attempt).u32(record.pid).u32(u32::from(record.ended));
         self.u32(record.status.cast_unsigned()).u32(u32::from(record.oom));
-        self.u64(record.started_ms).u64(record.ended_ms).u64(record.dropped_lines)
+        self.u64(record.started_ms).u64(record.ended_ms).u64(record.dropped_lines).u32(u32::from(record.fenced))
     }
 
     /// The bytes.
@@ -145,7 +188,7 @@ impl<'a> Fields<'a> {
         std::str::from_utf8(self.take(length)?).ok()
     }
 
-    /// A record.
+    /// A record; it is the last of its packet, and what an older release does not send is off.
     pub fn record(&mut self) -> Option<Record> {
         Some(Record {
             name: self.text()?.to_owned(),
@@ -157,6 +200,34 @@ impl<'a> Fields<'a> {
             started_ms: self.u64()?,
             ended_ms: self.u64()?,
             dropped_lines: self.u64()?,
+            fenced: self.u32().is_some_and(|flag| flag != 0),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_an_older_release_is_read_as_well() {
+        let record = Record { name: "c".to_owned(), attempt: 3, ended: true, fenced: true, ..Record::default() };
+        let mut packet = Packet::new(answer::EXIT, 0);
+        packet.record(&record);
+        let read = |bytes: &[u8]| Fields::new(&bytes[8..]).record();
+        assert_eq!(read(packet.bytes()), Some(record.clone()));
+        let older = &packet.bytes()[..packet.bytes().len() - 4];
+        assert_eq!(read(older), Some(Record { fenced: false, ..record }));
+        assert_eq!(read(&older[..older.len() - 1]), None);
+    }
+
+    #[test]
+    fn deadlines_and_their_answers() {
+        assert_eq!(lease::asked(&lease::ask(u64::MAX - 1)), Some(u64::MAX - 1));
+        assert_eq!(lease::asked(&[0; 7]), None);
+        for in_force in [false, true] {
+            assert_eq!(lease::answered(&lease::answer(7, in_force)), Some((7, in_force)));
+        }
+        assert_eq!(lease::answered(&[0; 8]), None);
     }
 }

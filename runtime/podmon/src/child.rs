@@ -6,12 +6,20 @@ use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use coracle_plan::wire::{Decoder, Op};
 
+use crate::fence::Permit;
 use crate::sys::{self, Sys, check};
 
 /// Runs the plan; writes `errno, operation` to `report` on failure and exits. With `born`, the program is executed by a child of
-/// this one, whose number is written there.
-pub(crate) fn run(plan: &[u8], fds: &[OwnedFd], stdio: [RawFd; 3], report: RawFd, born: Option<RawFd>) -> ! {
-    let mut interpreter = Interpreter { fds, root: None, stdio, born };
+/// this one, whose number is written there. In a fenced pod the program is only executed while the `permit` holds.
+pub(crate) fn run(
+    plan: &[u8],
+    fds: &[OwnedFd],
+    stdio: [RawFd; 3],
+    report: RawFd,
+    born: Option<RawFd>,
+    permit: Option<Permit>,
+) -> ! {
+    let mut interpreter = Interpreter { fds, root: None, stdio, born, permit };
     let (operation, errno) = match interpreter.all(plan, report) {
         Ok(never) => match never {},
         Err(failure) => failure,
@@ -33,6 +41,7 @@ struct Interpreter<'a> {
     root: Option<OwnedFd>,
     stdio: [RawFd; 3],
     born: Option<RawFd>,
+    permit: Option<Permit>,
 }
 
 impl Interpreter<'_> {
@@ -51,6 +60,9 @@ impl Interpreter<'_> {
             if let Op::Exec { args, env } = &op {
                 if let Some(born) = self.born {
                     be_born_inside(born).map_err(|errno| (index, errno))?;
+                }
+                if let Some(permit) = self.permit {
+                    stay_fenced(permit, report).map_err(|errno| (index, errno))?;
                 }
                 return Err((index, exec(args, env, self.stdio)));
             }
@@ -340,6 +352,22 @@ fn be_born_inside(born: RawFd) -> Sys<()> {
         libc::write(born, number.as_ptr().cast(), number.len());
         libc::_exit(0);
     }
+}
+
+/// The last look before the program of a fenced pod is executed. Without podmon nobody would keep its deadline: the program dies
+/// with it (a program that gets privileges by being executed does not, nor one that asks not to).
+fn stay_fenced(permit: Permit, report: RawFd) -> Sys<()> {
+    let mut reader = libc::pollfd { fd: report, events: 0, revents: 0 };
+    // SAFETY: no memory is involved but the one entry, which outlives its call.
+    unsafe {
+        check(i64::from(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0)))?;
+        libc::poll(&raw mut reader, 1, 0);
+    }
+    // It may have died before: then nobody reads what is reported.
+    if reader.revents & libc::POLLERR != 0 {
+        return Err(libc::EPIPE);
+    }
+    if permit.holds() { Ok(()) } else { Err(libc::EKEYEXPIRED) }
 }
 
 /// Whether a mount is one that everything else relies on to be what its path says.

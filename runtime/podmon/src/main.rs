@@ -1,6 +1,6 @@
 //! The small static program that holds a pod: it runs launch plans, waits, keeps logs and exit codes.
 //!
-//! One process a pod, one thread, no heap to speak of while idle. It is the parent of the pod's containers and holds the pod's
+//! One process a pod, one thread (a fenced pod has a second, `fence`), no heap to speak of while idle. It is the parent of the pod's containers and holds the pod's
 //! network, IPC and host name namespaces by being in them, so that the agent may be killed, upgraded or absent and nothing
 //! stops. The agent speaks to it over a SOCK_SEQPACKET socket (`coracle_plan::message`).
 //!
@@ -8,6 +8,7 @@
 //! `DIR/exits`.
 
 mod child;
+mod fence;
 mod log;
 mod pod;
 mod sys;

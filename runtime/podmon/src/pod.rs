@@ -9,6 +9,7 @@ use coracle_plan::message::{Fields, MAX_FDS, MAX_PACKET, Packet, Record, answer,
 use coracle_plan::wire::MAX_PLAN;
 
 use crate::child;
+use crate::fence::{self, Fence, Permit};
 use crate::log::{Log, Pending};
 use crate::sys::{self, Sys, check};
 
@@ -26,6 +27,8 @@ struct Container {
     oom_counter: Option<File>,
     oom_before: u64,
     cgroup: Option<OwnedFd>,
+    /// How often the pod had been killed for its lease when it was started.
+    kills_before: u32,
 }
 
 struct Exec {
@@ -43,6 +46,8 @@ pub(crate) struct Pod {
     journal: File,
     containers: Vec<Container>,
     execs: Vec<Exec>,
+    /// Of a pod that may run only while its node holds a lease.
+    fence: Option<Fence>,
     /// For packets and output alike, one for the life of the pod: what is not allocated again and again does not grow the heap.
     buffer: Vec<u8>,
     ending: bool,
@@ -108,6 +113,7 @@ pub(crate) fn start(
         journal,
         containers: Vec::new(),
         execs: Vec::new(),
+        fence: None,
         buffer: vec![0; MAX_PACKET],
         ending: false,
     }))
@@ -246,6 +252,7 @@ impl Pod {
                 self.end();
                 Ok(0)
             }
+            request::LEASE => self.lease(&mut fields, fds).map_err(|errno| (0, errno)),
             _ => Err((0, libc::ENOSYS)),
         };
         let mut packet;
@@ -270,6 +277,39 @@ impl Pod {
         }
     }
 
+    fn lease(&mut self, fields: &mut Fields<'_>, fds: Vec<OwnedFd>) -> Sys<u32> {
+        let (until_ms, flags) = (fields.u64().ok_or(libc::EINVAL)?, fields.u32().ok_or(libc::EINVAL)?);
+        let mut fds = fds.into_iter();
+        let cgroup_kill = if flags & request::LEASE_KILL != 0 { Some(fds.next().ok_or(libc::EINVAL)?) } else { None };
+        let line = if flags & request::LEASE_LINE != 0 { Some(fds.next().ok_or(libc::EINVAL)?) } else { None };
+        let fence = match self.fence.take() {
+            Some(fence) => fence,
+            None => {
+                let running = self.containers.iter().filter(|container| !container.record.ended);
+                let firsts = running
+                    .map(|container| {
+                        let first = container.pidfd.as_ref().ok_or(libc::ESRCH)?;
+                        Ok((container.record.pid.cast_signed(), fence::twin(first)?))
+                    })
+                    .collect::<Sys<Vec<_>>>()?;
+                Fence::begin(until_ms, cgroup_kill, firsts)?
+            }
+        };
+        let fence = self.fence.insert(fence);
+        if let Some(line) = line {
+            fence.set_line(line);
+        }
+        if fence.extend(until_ms) { Ok(0) } else { Err(libc::EKEYEXPIRED) }
+    }
+
+    /// Leave to start something: none is needed in a pod that is not fenced.
+    fn permit(&self) -> Result<Option<Permit>, (u32, i32)> {
+        match &self.fence {
+            None => Ok(None),
+            Some(fence) => fence.permit().map(Some).ok_or((0, libc::EKEYEXPIRED)),
+        }
+    }
+
     fn start_container(&mut self, fields: &mut Fields<'_>, fds: Vec<OwnedFd>) -> Result<u32, (u32, i32)> {
         let invalid = (0, libc::EINVAL);
         let name = fields.text().ok_or(invalid)?.to_owned();
@@ -281,6 +321,7 @@ impl Pod {
         if self.containers.iter().any(|container| container.record.name == name && !container.record.ended) {
             return Err((0, libc::EEXIST));
         }
+        let permit = self.permit()?;
         self.containers.retain(|container| container.record.name != name);
         if self.containers.len() >= MAX_CONTAINERS {
             return Err((0, libc::ENOSPC));
@@ -301,11 +342,23 @@ impl Pod {
             cgroup: cgroup.as_ref().map(std::os::fd::AsRawFd::as_raw_fd),
             oom_score: "0".to_owned(),
             inside: false,
+            permit,
         };
+        let kills_before = permit.map_or(0, |permit| permit.kills);
         let pid = launch(&birth, &plan, &fds, stdio)?;
         let (seconds, nanos) = sys::now();
         // SAFETY: no memory is involved; the child has not been waited for, so the number is its own.
         let pidfd = sys::owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok();
+        if let (Some(fence), Some(permit)) = (&self.fence, permit) {
+            match pidfd.as_ref().map(fence::twin) {
+                Some(Ok(first)) => fence.add(pid, first, permit),
+                // What cannot be killed in time must not run.
+                // SAFETY: as above.
+                _ => unsafe {
+                    libc::kill(pid, libc::SIGKILL);
+                },
+            }
+        }
         let record = Record {
             name,
             attempt,
@@ -314,13 +367,14 @@ impl Pod {
             ..Record::default()
         };
         let outputs = [out_read, err_read].map(|fd| Some((fd, Pending::default())));
-        self.containers.push(Container { record, log, outputs, pidfd, oom_counter, oom_before, cgroup });
+        self.containers.push(Container { record, log, outputs, pidfd, oom_counter, oom_before, cgroup, kills_before });
         Ok(pid.cast_unsigned())
     }
 
     fn exec(&mut self, fields: &mut Fields<'_>, fds: Vec<OwnedFd>, client: RawFd) -> Result<u32, (u32, i32)> {
         let name = fields.text().ok_or((0, libc::EINVAL))?;
         let id = fields.u32().ok_or((0, libc::EINVAL))?;
+        let permit = self.permit()?;
         let container = self
             .containers
             .iter()
@@ -347,6 +401,7 @@ impl Pod {
             oom_score: std::fs::read_to_string(format!("/proc/{}/oom_score_adj", container.record.pid))
                 .map_or_else(|_| "0".to_owned(), |text| text.trim().to_owned()),
             inside: true,
+            permit,
         };
         let pid = launch(&birth, &plan, &fds, stdio)?;
         self.execs.push(Exec { id, pid, client });
@@ -420,6 +475,11 @@ impl Pod {
             self.drain(index, stream);
         }
         let container = &mut self.containers[index];
+        if let Some(fence) = &self.fence {
+            fence.remove(pid as i32);
+            container.record.fenced =
+                libc::WTERMSIG(status) == libc::SIGKILL && fence.kills() != container.kills_before;
+        }
         let (seconds, nanos) = sys::now();
         container.record.ended = true;
         container.record.status = status;
@@ -440,13 +500,14 @@ impl Pod {
     fn note(&mut self, record: &Record) {
         let name: String = record.name.chars().take(63).collect();
         let line = format!(
-            "{name:<63} {:>10} {:>10} {:>10} {} {:>14} {:>14}\n",
+            "{name:<63} {:>10} {:>10} {:>10} {} {:>14} {:>14} {}\n",
             record.attempt,
             record.pid,
             record.status,
             u8::from(record.oom),
             record.started_ms,
-            record.ended_ms
+            record.ended_ms,
+            u8::from(record.fenced)
         );
         let _ = self.journal.write_all(line.as_bytes());
     }
@@ -496,6 +557,8 @@ struct Birth {
     oom_score: String,
     /// The program runs in a child of the child, which the plan puts into the namespaces of a running container.
     inside: bool,
+    /// In a fenced pod: the lease it is started under.
+    permit: Option<Permit>,
 }
 
 /// Clones a child that runs the plan; waits until it has executed its program or failed. The number of the process that runs
@@ -508,7 +571,7 @@ fn launch(birth: &Birth, plan: &[u8], fds: &[OwnedFd], stdio: [RawFd; 3]) -> Res
     if first == 0 {
         let _ = std::fs::write("/proc/self/oom_score_adj", &birth.oom_score);
         let born = born.as_ref().map(|(_, write)| write.as_raw_fd());
-        child::run(plan, fds, stdio, write.as_raw_fd(), born);
+        child::run(plan, fds, stdio, write.as_raw_fd(), born, birth.permit);
     }
     drop(write);
     let born = born.map(|(read, _)| File::from(read));

@@ -55,6 +55,12 @@ impl Lab {
         self.runtime.create_pod(PodSpec { id: id.into(), hostname: "lab".into(), ..PodSpec::default() }).await.unwrap()
     }
 
+    /// A pod whose lease ends then.
+    pub async fn fenced_pod(&self, id: &str, until_ms: u64) -> PodHandle {
+        let spec = PodSpec { id: id.into(), hostname: "lab".into(), lease_until: Some(until_ms), ..PodSpec::default() };
+        self.runtime.create_pod(spec).await.unwrap()
+    }
+
     pub fn root(&self, name: &str) -> std::os::fd::OwnedFd {
         let base = self.dir.path().join("roots").join(name);
         rootfs::overlay(std::slice::from_ref(&self.layer), &base.join("upper"), &base.join("work")).unwrap()
