@@ -111,6 +111,17 @@ pub enum ImageError {
         #[source]
         source: Box<crate::registry::RegistryError>,
     },
+    /// Other nodes were asked first, and could not give it.
+    #[error("no other node could hand over image {reference} ({said}), and it cannot be pulled either")]
+    Peers {
+        /// The image.
+        reference: String,
+        /// Each node and why.
+        said: String,
+        /// Why not from the registry.
+        #[source]
+        source: Box<ImageError>,
+    },
     /// A background thread ended early: the program is going down.
     #[error("the operation was cut short by the end of the program")]
     Cancelled,

@@ -18,7 +18,7 @@ use crate::error::ImageError;
 use crate::manifest::{self, DOCUMENT_BYTES, Descriptor, Document, Manifest, OCI_CONFIG, OCI_MANIFEST};
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
-use crate::store::{ImageRecord, ImageStore, Resolved, Watched, check};
+use crate::store::{ImageRecord, ImageStore, Origin, Resolved, Watched, check};
 use crate::unpack::Promise;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -67,7 +67,7 @@ fn layout(store: &ImageStore, source: &Source, progress: &dyn Progress) -> Resul
             let promise = Promise { digest: Some(&layer.digest), size: Some(layer.size), diff_id };
             take_layer(store, source, &path, layer, &promise, progress)?;
         }
-        records.push(store.name(&reference, &resolved, true)?);
+        records.push(store.name(&reference, &resolved, Origin::import())?);
     }
     Ok(records)
 }
@@ -148,7 +148,14 @@ fn take_layer(
     let shared = store.has_layer(promise.diff_id);
     if !shared {
         let reader = source.open_file(path)?;
-        store.add_layer(promise, Watched { inner: reader, layer, progress, done: 0, told: 0 })?;
+        store.add_layer(promise, Watched { inner: reader, layer, progress, done: 0, told: 0 }, Some(&layer.digest))?;
+    } else if !store.has_blob(&layer.digest) {
+        // Unpacked from another blob, or by a release that kept none.
+        let kept =
+            source.open_file(path).and_then(|file| store.keep(&store.receive(&layer.digest, layer.size, file)?));
+        if let Err(error) = kept {
+            tracing::warn!(layer = %layer.digest, error = coracle_base::one_line(&error), "a layer that is here is not kept as it came: other nodes cannot fetch it from here");
+        }
     }
     progress.event(&ProgressEvent::LayerDone { digest: &layer.digest, shared });
     Ok(())
@@ -213,7 +220,7 @@ fn docker_archive(
             take_layer(store, source, path, layer, &Promise { digest: None, size: None, diff_id }, progress)?;
         }
         for tag in &tags {
-            records.push(store.name(&tag.parse()?, &resolved, true)?);
+            records.push(store.name(&tag.parse()?, &resolved, Origin::import())?);
         }
     }
     Ok(records)

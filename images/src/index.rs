@@ -26,6 +26,12 @@ pub struct Named {
     pub created_ms: u64,
     /// From a file, not from a registry.
     pub imported: bool,
+    /// When that file was imported where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported_ms: Option<u64>,
+    /// The node whose word was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// Bytes of the layers, unpacked.
     pub size: u64,
     /// How many layers.

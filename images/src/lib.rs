@@ -1,7 +1,7 @@
 //! Image references, import, pull, the local store and its garbage collection.
 //!
 //! [`ImageStore`] is the one door: images come in by [`ImageStore::import`] (an OCI layout or a `docker save` archive) or by
-//! [`ImageStore::pull`] (a registry), and go out as [`Image`]: the configuration and the layer directories, top first, as
+//! [`ImageStore::pull`] (a registry, or other nodes), and go out as [`Image`]: the configuration and the layer directories, top first, as
 //! overlayfs wants them. The rules for what a layer may contain live in `coracle-layers`; nothing here trusts a name, a size
 //! or a media type that came from outside.
 #![forbid(unsafe_code)]
@@ -11,10 +11,13 @@ mod disk;
 mod error;
 mod extract;
 mod fixup;
+mod frames;
 mod import;
 mod index;
+mod kept;
 mod locks;
 mod manifest;
+pub mod peers;
 mod platform;
 mod progress;
 mod reference;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! names.json             name -> manifest, exchanged as a whole
-//! blobs/sha256/HEX       manifests, indexes, configurations
+//! blobs/sha256/HEX       manifests, indexes, configurations; layers as they came, for other nodes
 //! layers/HEX/fs          an unpacked layer, by the digest of its tar; layer.json beside it
 //! fixups/HEX/fs          attributes of directories that layers left to the layers below, by manifest
 //! ingest/                unfinished layers, each locked by who works on it
@@ -15,7 +15,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use coracle_base::{Digest, Millis};
 use serde::{Deserialize, Serialize};
@@ -28,12 +28,14 @@ use crate::extract::Extracted;
 use crate::fixup;
 use crate::import;
 use crate::index::{Index, Named};
+use crate::kept::Tee;
 use crate::locks::Locks;
 use crate::manifest::{self, Descriptor, Document, Manifest};
+use crate::peers::Peers;
 use crate::platform::Platform;
 use crate::progress::{Progress, ProgressEvent, Quiet};
 use crate::reference::Reference;
-use crate::registry;
+use crate::registry::{self, Word};
 use crate::unpack::{Promise, unpack};
 
 /// Whether an image that is here already is asked for again.
@@ -82,12 +84,21 @@ impl Default for PullOptions {
 }
 
 /// What a store is opened with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// For pulls that name no options of their own ([`ImageStore::ensure`]).
     pub pull: PullOptions,
     /// What a layer may have.
     pub limits: coracle_layers::Limits,
+    /// Compressed layers that a registry has as well are kept for other nodes while at least this share of the file system,
+    /// in hundredths, is free; 0 = always. Those of imported images are always kept: nobody else may have them.
+    pub blob_reserve_percent: u64,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { pull: PullOptions::default(), limits: coracle_layers::Limits::default(), blob_reserve_percent: 10 }
+    }
 }
 
 /// An image ready to run.
@@ -118,8 +129,27 @@ pub struct ImageRecord {
     pub layers: usize,
     /// When it came here, milliseconds since 1970.
     pub created_ms: u64,
-    /// Whether it came from a file here (`true`) or from a registry.
+    /// Whether it came from a file, here or on a node of this cluster (`true`), or from a registry.
     pub imported: bool,
+    /// When the file was imported where it was, milliseconds since 1970. `None` for what came from a registry.
+    pub imported_ms: Option<u64>,
+    /// The node whose word for the name was taken; `None` where it was imported here or a registry said it.
+    pub peer: Option<String>,
+}
+
+/// How a name came to mean what it means.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Origin {
+    pub imported: bool,
+    pub imported_ms: Option<u64>,
+    pub peer: Option<String>,
+}
+
+impl Origin {
+    /// A file, now.
+    pub fn import() -> Self {
+        Self { imported: true, imported_ms: Some(now_ms()), peer: None }
+    }
 }
 
 /// What a collection freed.
@@ -127,9 +157,9 @@ pub struct ImageRecord {
 pub struct GcReport {
     /// Layers removed.
     pub layers: usize,
-    /// Manifests and configurations removed.
+    /// Manifests, configurations and compressed layers removed.
     pub blobs: usize,
-    /// Bytes of the removed layers.
+    /// Bytes of the removed layers, unpacked and compressed.
     pub bytes: u64,
     /// Another import or pull was under way, so nothing was done.
     pub busy: bool,
@@ -150,6 +180,8 @@ struct Inner {
     layers: Locks,
     /// By name: each image is pulled once.
     pulls: Locks,
+    /// Whom to ask before registries.
+    peers: OnceLock<Peers>,
 }
 
 /// What is remembered about an unpacked layer, beside it.
@@ -203,11 +235,23 @@ impl ImageStore {
             let path = dir.join(part);
             sweep(&path).map_err(ImageError::disk("sweep", &path))?;
         }
-        let inner = Inner { index: Index::new(&dir), dir, options, layers: Locks::default(), pulls: Locks::default() };
+        let inner = Inner {
+            index: Index::new(&dir),
+            dir,
+            options,
+            layers: Locks::default(),
+            pulls: Locks::default(),
+            peers: OnceLock::new(),
+        };
         let store = Self { inner: Arc::new(inner) };
         // Early, so that a damaged file is found now and not by the first pod.
         store.inner.index.read()?;
         Ok(store)
+    }
+
+    /// From now on what is not here is asked for at other nodes before any registry. The first call counts.
+    pub fn ask_peers(&self, peers: Peers) {
+        let _ = self.inner.peers.set(peers);
     }
 
     /// Takes in an OCI layout (a folder, or a tar of one) or a `docker save` archive; every image in it that has a name.
@@ -216,14 +260,15 @@ impl ImageStore {
         blocking(move || import::import(&store, &path, &*progress)).await
     }
 
-    /// Fetches an image from its registry, or only what is missing of it.
+    /// Fetches an image from its registry, or only what is missing of it. Other nodes are asked for its contents first, but not
+    /// for what the name means.
     pub async fn pull(
         &self,
         reference: &Reference,
         options: &PullOptions,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageRecord, ImageError> {
-        registry::pull(self, reference, options, progress).await
+        registry::pull(self, reference, options, progress, Word::Registry).await
     }
 
     /// The image of this name, if it is here: no network, a few milliseconds at most.
@@ -246,7 +291,9 @@ impl ImageStore {
         if let Some(image) = self.satisfied(reference, policy).await? {
             return Ok(image);
         }
-        let record = self.pull(reference, &self.inner.options.pull, Arc::new(Quiet)).await?;
+        // An imported name wins over any registry's, wherever it was imported.
+        let word = if policy == PullPolicy::Always { Word::Imported } else { Word::Peers };
+        let record = registry::pull(self, reference, &self.inner.options.pull, Arc::new(Quiet), word).await?;
         let (store, reference) = (self.clone(), reference.clone());
         blocking(move || store.load(&reference, &record.digest)).await
     }
@@ -257,13 +304,14 @@ impl ImageStore {
         blocking(move || {
             let names = store.inner.index.read()?;
             let Some((_, named)) = names.find(&reference) else { return Ok(None) };
-            // A digest always means the same contents, and an imported name wins over any registry's.
-            if policy == PullPolicy::Always && reference.digest().is_none() && !named.imported {
+            // A digest always means the same contents, and a name imported here wins over everybody's.
+            let ours = named.imported && (named.peer.is_none() || store.peers().is_none());
+            if policy == PullPolicy::Always && reference.digest().is_none() && !ours {
                 return Ok(None);
             }
             match store.load(&reference, &named.manifest) {
-                // The registry has it whole; for an imported image there is nobody to ask.
-                Err(error) if policy != PullPolicy::Never && !named.imported => {
+                // Others have it whole; for an image imported here there is nobody to ask.
+                Err(error) if policy != PullPolicy::Never && !ours => {
                     tracing::warn!(image = %reference, error = %coracle_base::one_line(&error), "a local image is damaged and is pulled again");
                     Ok(None)
                 }
@@ -298,6 +346,7 @@ impl ImageStore {
         for path in self.children("blobs/sha256")? {
             let name = file_name(&path);
             if !blobs.contains(&name) {
+                report.bytes += std::fs::metadata(&path).map_or(0, |found| found.len());
                 std::fs::remove_file(&path).map_err(ImageError::disk("remove", &path))?;
                 report.blobs += usize::from(!name.starts_with(TEMPORARY));
             }
@@ -339,6 +388,14 @@ impl ImageStore {
         Lock::shared(&path).map_err(ImageError::disk("lock", &path))
     }
 
+    pub(crate) fn peers(&self) -> Option<&Peers> {
+        self.inner.peers.get()
+    }
+
+    pub(crate) fn blob_reserve_percent(&self) -> u64 {
+        self.inner.options.blob_reserve_percent
+    }
+
     pub(crate) fn layer_locks(&self) -> &Locks {
         &self.inner.layers
     }
@@ -347,14 +404,30 @@ impl ImageStore {
         self.layer_dir(diff_id).exists()
     }
 
-    /// Unpacks a layer and gives it its name. The caller holds the layer's lock.
-    pub(crate) fn add_layer(&self, promise: &Promise<'_>, reader: impl Read + Send) -> Result<(), ImageError> {
+    /// Unpacks a layer and gives it its name; keeps the blob it came in where `keep` gives that one's digest. The caller holds
+    /// the layer's lock.
+    pub(crate) fn add_layer(
+        &self,
+        promise: &Promise<'_>,
+        reader: impl Read + Send,
+        keep: Option<&Digest>,
+    ) -> Result<(), ImageError> {
         let parent = self.inner.dir.join("ingest");
         let ingest = Ingest::new(&parent).map_err(ImageError::disk("write to", &parent))?;
         let contents = ingest.path().join("fs");
         std::fs::create_dir(&contents).map_err(ImageError::disk("make", &contents))?;
-        let (walked, extracted) = unpack(reader, promise, &contents, &self.inner.options.limits)?;
+        let mut tee = Tee::new(reader, &ingest, keep.is_some_and(|digest| !self.has_blob(digest)));
+        let (blob, walked, extracted) = unpack(&mut tee, promise, &contents, &self.inner.options.limits)?;
         warn_of(promise.diff_id, &extracted);
+        if let (Some(digest), Some(file)) = (keep, tee.finish()) {
+            if blob.digest == *digest {
+                self.keep_file(&file, digest)?;
+            } else {
+                // An archive that compresses what its manifest calls a plain tar.
+                tracing::warn!(layer = %digest, "a layer is not kept as it came: other nodes cannot fetch it from here");
+                std::fs::remove_file(&file).map_err(ImageError::disk("remove", &file))?;
+            }
+        }
         let facts = LayerFacts {
             bytes: extracted.bytes,
             entries: walked.entries,
@@ -387,7 +460,7 @@ impl ImageStore {
         &self,
         reference: &Reference,
         resolved: &Resolved,
-        imported: bool,
+        origin: Origin,
     ) -> Result<ImageRecord, ImageError> {
         let mut size = 0;
         let mut stack = Vec::new();
@@ -406,7 +479,9 @@ impl ImageStore {
             manifest: resolved.manifest_digest.clone(),
             index: resolved.index.as_ref().map(|(digest, _)| digest.clone()),
             created_ms: now_ms(),
-            imported,
+            imported: origin.imported,
+            imported_ms: origin.imported_ms,
+            peer: origin.peer,
             size,
             layers: resolved.diff_ids.len(),
         };
@@ -484,6 +559,9 @@ impl ImageStore {
     fn needed(&self, in_use: &HashSet<Digest>) -> Result<Needed, ImageError> {
         let names = self.inner.index.read()?;
         let Needed { mut blobs, mut layers, mut manifests } = Needed::default();
+        let room = self.has_room();
+        let imported: HashSet<&Digest> =
+            names.images.values().filter(|named| named.imported).map(|named| &named.manifest).collect();
         for named in names.images.values() {
             blobs.extend(named.index.iter().map(|digest| digest.hex().to_owned()));
         }
@@ -500,6 +578,9 @@ impl ImageStore {
             let bytes = self.blob(&format!("configuration {config}"), config)?;
             let (_, diff_ids) = manifest::config(digest.as_str(), &manifest, &bytes, self.platform())?;
             blobs.extend([digest.hex().to_owned(), config.hex().to_owned()]);
+            if room || imported.contains(digest) {
+                blobs.extend(manifest.layers.iter().map(|layer| layer.digest.hex().to_owned()));
+            }
             layers.extend(diff_ids.iter().map(|diff_id| diff_id.hex().to_owned()));
             manifests.insert(digest.hex().to_owned());
         }
@@ -516,7 +597,7 @@ impl ImageStore {
         self.inner.dir.join("busy.lock")
     }
 
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.inner.dir.join("blobs").join("sha256").join(digest.hex())
     }
 
@@ -547,6 +628,8 @@ fn record(name: &str, named: &Named) -> ImageRecord {
         layers: named.layers,
         created_ms: named.created_ms,
         imported: named.imported,
+        imported_ms: named.imported_ms.or(named.imported.then_some(named.created_ms)),
+        peer: named.peer.clone(),
     }
 }
 

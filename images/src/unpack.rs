@@ -29,13 +29,13 @@ pub struct Promise<'a> {
 }
 
 /// Unpacks the blob `reader` gives into the empty directory `dir` and checks every promise. When it returns, the contents are
-/// on the disk; after an error, whatever is in `dir` is rubbish.
+/// on the disk; after an error, whatever is in `dir` is rubbish. Gives what the blob was, too.
 pub fn unpack(
     reader: impl Read + Send,
     promise: &Promise<'_>,
     dir: &Path,
     limits: &Limits,
-) -> Result<(Walked, Extracted), ImageError> {
+) -> Result<(Compressed, Walked, Extracted), ImageError> {
     let shown = promise.digest.unwrap_or(promise.diff_id);
     let mut sink = Extractor::new(dir, limits.entries).map_err(ImageError::disk("open", dir))?;
     // One byte more than promised is read, so that a blob without end is noticed and not swallowed.
@@ -56,19 +56,18 @@ pub fn unpack(
         Ok(compressed) => compressed,
         Err(error) => return Err(refused(walked.err().map_or_else(|| Box::from(error), wrap))),
     };
-    let known = compressed.is_some();
-    if let Some(compressed) = compressed {
+    if let Some(compressed) = &compressed {
         if let Some(size) = promise.size.filter(|size| *size != compressed.bytes) {
             return Err(ImageError::Size { what: what(), expected: size, got: compressed.bytes });
         }
         if let Some(digest) = promise.digest.filter(|digest| **digest != compressed.digest) {
-            return Err(ImageError::Corrupt { what: what(), expected: digest.clone(), got: compressed.digest });
+            return Err(ImageError::Corrupt { what: what(), expected: digest.clone(), got: compressed.digest.clone() });
         }
     }
     let walked = walked.map_err(|error| refused(wrap(error)))?;
-    if !known {
+    let Some(compressed) = compressed else {
         return Err(refused(Box::from("its digest could not be computed")));
-    }
+    };
     if walked.diff_id != *promise.diff_id {
         return Err(ImageError::Corrupt {
             what: format!("the unpacked layer {shown}"),
@@ -77,7 +76,7 @@ pub fn unpack(
         });
     }
     let extracted = sink.finish().map_err(ImageError::disk("write", dir))?;
-    Ok((walked, extracted))
+    Ok((compressed, walked, extracted))
 }
 
 fn wrap(error: WalkError<ExtractError>) -> Box<dyn std::error::Error + Send + Sync> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use coracle_base::Digest;
 use coracle_daemon::DrainWatch;
+use coracle_images::peers::PeerIdentity;
 use coracle_images::{ImageError, ImageStore};
 use coracle_protocol::v1::LogRequest;
 use coracle_runtime::{Runtime, RuntimeConfig, RuntimeError};
@@ -15,19 +16,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::AgentClock;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Identity};
 use crate::ledger::{Ledger, LedgerError, make_dir};
-use crate::node_status::{self, NodeFacts};
+use crate::node_status::{self, NodeFacts, Reporter};
 use crate::outbox::Outbox;
+use crate::peers;
 use crate::pods::Pods;
 use crate::pods::board::Board;
 use crate::pods::node::{HostResolver, Node, Paths, remove_tree};
 use crate::real::{NodeNetwork, RuntimeContainers, StoreImages};
-use crate::session::{Session, SessionState};
+use crate::session::{Leases, Session, SessionState};
 use crate::tunnels::Tunnels;
 
-/// How often the node's status is looked at.
-const STATUS_EVERY: Duration = Duration::from_secs(10);
 /// How often images that nobody needs are removed.
 const COLLECT_EVERY: Duration = Duration::from_secs(300);
 /// What the removal of links, cgroups and files may take after the pods have ended.
@@ -160,7 +160,8 @@ impl Agent {
             cgroup_name: config.cgroup_name.clone(),
         })
         .await?;
-        let network = NodeNetwork::new(config.network.clone(), config.dns_upstreams.clone(), clock);
+        let own = config.node_ip.unwrap_or_else(node_status::own_address);
+        let network = NodeNetwork::new(config.network.clone(), config.dns_upstreams.clone(), clock, Some(own));
         let (session_end, network_end) = (drain.token().child_token(), drain.token().child_token());
         // Names and Services answer from the ledger before any server is reachable.
         let mut applied = None;
@@ -171,6 +172,7 @@ impl Agent {
         let facts = node_facts(&config);
         let outbox = Arc::new(Outbox::default());
         let board = Arc::new(Board::default());
+        let leases = watch::Sender::<Leases>::default();
         let node = Arc::new(Node {
             name: config.node_name.clone(),
             clock,
@@ -180,6 +182,7 @@ impl Agent {
             network: Arc::new(network.clone()),
             state: ledger.watch(),
             serving: network.serving(),
+            lease: leases.subscribe(),
             outbox: outbox.clone(),
             host_ip: facts.ip,
             cpu_milli: facts.cpu_milli,
@@ -187,7 +190,9 @@ impl Agent {
             resolver: HostResolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         });
         let pods = Pods::start(node, board.clone(), stopping, &drain);
-        drain.spawn(node_status_loop(facts.clone(), paths.data.clone(), outbox.clone(), drain.token()));
+        let blob_port = serve_images(&config, &images, stopping.is_none(), &ledger, &drain).await;
+        let reporter = Reporter { facts, data_dir: paths.data.clone(), store: images.clone(), blob_port };
+        drain.spawn(reporter.clone().run(outbox.clone(), drain.token()));
         drain.spawn(collect_images(images.clone(), board.clone(), drain.token()));
 
         let session_state = watch::Sender::new(SessionState::default());
@@ -198,9 +203,10 @@ impl Agent {
             servers: config.servers,
             ledger,
             outbox,
-            node_object: node_object(facts, paths.data.clone()),
+            node_object: Arc::new(move || reporter.object()),
             tunnels: Tunnels::new(paths.logs(), running(board)),
             state: session_state,
+            lease: leases,
         };
         drain.spawn(session.run(session_end.clone()));
         Ok(AgentHandle { status, images, pods, network, runtime, paths, session_end, network_end })
@@ -268,20 +274,20 @@ fn node_facts(config: &AgentConfig) -> NodeFacts {
     }
 }
 
-fn node_object(facts: NodeFacts, data: PathBuf) -> Arc<dyn Fn() -> Vec<u8> + Send + Sync> {
-    Arc::new(move || serde_json::to_vec(&node_status::object(&facts, node_status::load(&data))).unwrap_or_default())
-}
-
-async fn node_status_loop(facts: NodeFacts, data: PathBuf, outbox: Arc<Outbox>, end: CancellationToken) {
-    loop {
-        tokio::select! {
-            // Cancel safe.
-            () = tokio::time::sleep(STATUS_EVERY) => {}
-            () = end.cancelled() => return,
-        }
-        let status = node_status::status(&facts, node_status::load(&data));
-        outbox.node_status(serde_json::to_vec(&status).unwrap_or_default());
+/// Hands images to other nodes and takes them from there; not while a node is taken down.
+async fn serve_images(
+    config: &AgentConfig,
+    images: &ImageStore,
+    wanted: bool,
+    ledger: &Ledger,
+    drain: &DrainWatch,
+) -> watch::Receiver<Option<u16>> {
+    if !wanted {
+        return watch::channel(None).1;
     }
+    let Identity { cert_pem, key_pem, ca_pem } = config.identity.clone();
+    let identity = watch::channel(PeerIdentity { cert_pem, key_pem, ca_pem }).1;
+    peers::start(images, &config.node_name, config.blob_listen, identity, ledger.watch(), drain).await
 }
 
 async fn collect_images(images: ImageStore, board: Arc<Board>, end: CancellationToken) {

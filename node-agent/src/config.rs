@@ -26,8 +26,6 @@ impl std::fmt::Debug for Identity {
 pub struct ServerEndpoint {
     /// Host name or address, and port: `127.0.0.1:6444`.
     pub address: String,
-    /// The name its certificate must carry, where it differs from the host in `address`.
-    pub name: Option<String>,
 }
 
 /// Names of kernel objects, unique per cluster instance on the machine.
@@ -38,6 +36,9 @@ pub struct NetworkNames {
     /// The nftables table: `coracle`.
     pub table: String,
 }
+
+/// Where an agent serves its images to other nodes by default.
+pub const BLOB_LISTEN: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 6445));
 
 /// Everything an agent must be told.
 #[derive(Debug, Clone)]
@@ -62,6 +63,8 @@ pub struct AgentConfig {
     pub labels: BTreeMap<String, String>,
     /// The most pods this node takes.
     pub max_pods: u32,
+    /// Where other nodes fetch images: [`BLOB_LISTEN`] unless another cluster of this machine is there.
+    pub blob_listen: SocketAddr,
     /// Where names outside the cluster are resolved; empty = the host's `/etc/resolv.conf`.
     pub dns_upstreams: Vec<SocketAddr>,
 }

@@ -46,6 +46,17 @@ impl Failure {
     }
 }
 
+/// Why nothing is started in a fenced pod.
+pub const WAITING_FOR_LEASE: &str = "WaitingForLease";
+
+/// CLOCK_BOOTTIME of this machine, milliseconds.
+#[must_use]
+pub fn boottime_ms() -> Millis {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let part = |number: i64| u64::try_from(number).unwrap_or(0);
+    part(now.tv_sec) * 1000 + part(now.tv_nsec) / 1_000_000
+}
+
 /// A container as the runtime knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunState {
@@ -70,6 +81,8 @@ pub struct Ended {
     pub signal: Option<i32>,
     /// The kernel killed it for its memory limit.
     pub oom: bool,
+    /// It was killed because the node's lease ran out.
+    pub fenced: bool,
     /// When.
     pub at: Millis,
 }
@@ -98,6 +111,8 @@ pub struct SandboxSpec {
     pub cpu_limit_milli: Option<u64>,
     /// What its CPU share is measured by, in thousandths of a core.
     pub cpu_request_milli: u64,
+    /// It may run only while the node holds a lease, which ends then (as `Containers::boottime_ms`); `None` = it is not fenced.
+    pub lease_until: Option<Millis>,
 }
 
 /// The root of a container that is about to start.
@@ -164,6 +179,12 @@ pub trait Containers: Send + Sync {
         process: Process,
         within: Duration,
     ) -> Doing<'_, Result<ExecOutcome, Failure>>;
+    /// The clock that leases are counted on: CLOCK_BOOTTIME, milliseconds. It goes on while the machine sleeps.
+    fn boottime_ms(&self) -> Millis;
+    /// Tells a pod's monitor that the node's lease lasts until then (as `boottime_ms`). The first one fences the sandbox for good;
+    /// one that is earlier than one before changes nothing; a pod without a sandbox has nothing to be told. A sandbox whose
+    /// monitor cannot keep a deadline is removed, with all that runs in it.
+    fn lease(&self, pod: &str, until: Millis) -> Doing<'_, Result<(), Failure>>;
     /// Sends a signal.
     fn kill(&self, pod: &str, container: &str, signal: i32) -> Doing<'_, Result<(), Failure>>;
     /// Lets go of an ended run, so that the container can be started again.

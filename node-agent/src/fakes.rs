@@ -5,16 +5,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use coracle_base::Millis;
 use coracle_lifecycle::oci::{ImageConfig, User};
 use oci_spec::runtime::Process;
 use tokio::sync::mpsc;
 
 use crate::facilities::{
     Containers, Doing, Ended, ExecOutcome, Failure, FoundImage, Images, Launch, Network, Root, RunState, SandboxEvent,
-    SandboxSpec, Started,
+    SandboxSpec, Started, WAITING_FOR_LEASE,
 };
 
 fn done<T: Send + 'static>(value: T) -> Doing<'static, T> {
@@ -29,6 +30,10 @@ struct FakeSandbox {
     runs: Vec<RunState>,
     events: mpsc::Sender<SandboxEvent>,
     taken: Option<mpsc::Receiver<SandboxEvent>>,
+    /// The deadline its monitor keeps, when it is fenced.
+    lease_until: Option<Millis>,
+    /// Its monitor is of a release that knows no leases.
+    old: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,12 +44,16 @@ struct FakeState {
     failures: HashMap<String, Failure>,
     deaf: BTreeSet<String>,
     exec_codes: HashMap<String, i32>,
+    /// Every deadline a pod was told.
+    leases: HashMap<String, Vec<Millis>>,
 }
 
 /// Sandboxes and containers that are only talked about.
 #[derive(Debug, Default)]
 pub struct FakeContainers {
     state: Mutex<FakeState>,
+    /// The machine's own CLOCK_BOOTTIME when it was first asked, carried on by tokio's clock, so that a paused one moves it.
+    boot: OnceLock<(tokio::time::Instant, Millis)>,
 }
 
 impl FakeContainers {
@@ -89,9 +98,38 @@ impl FakeContainers {
         let running = sandbox.runs.iter_mut().find(|run| run.container == container && run.ended.is_none());
         if let Some(run) = running {
             let signal = (code > 128).then_some(code - 128);
-            run.ended = Some(Ended { code, signal, oom, at: run.started_at + 1 });
+            run.ended = Some(Ended { code, signal, oom, fenced: false, at: run.started_at + 1 });
             let _ = sandbox.events.try_send(SandboxEvent::Ended(run.clone()));
         }
+    }
+
+    /// The monitor of a fenced pod kills everything in it, if its deadline has passed. Whether it has.
+    pub fn fence(&self, pod: &str) -> bool {
+        let now = self.boottime_ms();
+        let mut state = self.lock();
+        let Some(sandbox) = state.sandboxes.get_mut(pod) else { return false };
+        if sandbox.lease_until.is_none_or(|until| now < until) {
+            return false;
+        }
+        for run in sandbox.runs.iter_mut().filter(|run| run.ended.is_none()) {
+            let at = run.started_at + 1;
+            run.ended = Some(Ended { code: 137, signal: Some(9), oom: false, fenced: true, at });
+            let _ = sandbox.events.try_send(SandboxEvent::Ended(run.clone()));
+        }
+        true
+    }
+
+    /// The monitor of a pod is of a release that knows no leases.
+    pub fn age(&self, pod: &str) {
+        if let Some(sandbox) = self.lock().sandboxes.get_mut(pod) {
+            (sandbox.old, sandbox.lease_until) = (true, None);
+        }
+    }
+
+    /// Every deadline a pod was told, at its birth and since.
+    #[must_use]
+    pub fn leases(&self, pod: &str) -> Vec<Millis> {
+        self.lock().leases.get(pod).cloned().unwrap_or_default()
     }
 
     /// The monitor of a pod dies, and everything with it.
@@ -120,8 +158,13 @@ impl Containers for FakeContainers {
     fn create(&self, spec: SandboxSpec) -> Doing<'_, Result<(), Failure>> {
         let outcome = self.call("create", &spec.pod).map(|()| {
             let (events, taken) = mpsc::channel(EVENTS);
-            let fresh = || FakeSandbox { runs: Vec::new(), events, taken: Some(taken) };
-            self.lock().sandboxes.entry(spec.pod).or_insert_with(fresh);
+            let lease_until = spec.lease_until;
+            let fresh = || FakeSandbox { runs: Vec::new(), events, taken: Some(taken), lease_until, old: false };
+            let mut state = self.lock();
+            if let Some(until) = lease_until {
+                state.leases.entry(spec.pod.clone()).or_default().push(until);
+            }
+            state.sandboxes.entry(spec.pod).or_insert_with(fresh);
         });
         done(outcome)
     }
@@ -140,12 +183,16 @@ impl Containers for FakeContainers {
         if let Err(failure) = self.call(&call, &format!("#{}", launch.attempt)) {
             return done(Err(failure));
         }
+        let now = self.boottime_ms();
         let mut state = self.lock();
         state.next_pid += 1;
         let (pid, at) = (1000 + state.next_pid, 1_764_150_000_000 + u64::from(state.next_pid));
         let Some(sandbox) = state.sandboxes.get_mut(&launch.pod) else {
             return done(Err(Failure::retry("CreateContainerError", "no sandbox")));
         };
+        if sandbox.lease_until.is_some_and(|until| until <= now) {
+            return done(Err(Failure::retry(WAITING_FOR_LEASE, "the pod's lease has run out")));
+        }
         let run = RunState { container: launch.container, attempt: launch.attempt, pid, started_at: at, ended: None };
         sandbox.runs.push(run);
         done(Ok(Started { pid, at }))
@@ -158,6 +205,36 @@ impl Containers for FakeContainers {
             timed_out: false,
         });
         done(outcome)
+    }
+
+    fn boottime_ms(&self) -> Millis {
+        let (then, ms) = *self.boot.get_or_init(|| (tokio::time::Instant::now(), crate::facilities::boottime_ms()));
+        ms + u64::try_from(then.elapsed().as_millis()).unwrap_or(0)
+    }
+
+    fn lease(&self, pod: &str, until: Millis) -> Doing<'_, Result<(), Failure>> {
+        // What has passed is acted upon first.
+        self.fence(pod);
+        let now = self.boottime_ms();
+        let old = {
+            let mut state = self.lock();
+            state.leases.entry(pod.to_owned()).or_default().push(until);
+            let Some(sandbox) = state.sandboxes.get_mut(pod) else { return done(Ok(())) };
+            let kept = sandbox.lease_until.unwrap_or(0).max(until);
+            if !sandbox.old {
+                sandbox.lease_until = Some(kept);
+                if now < kept {
+                    return done(Ok(()));
+                }
+            }
+            sandbox.old
+        };
+        if old {
+            self.lose(pod);
+        } else {
+            self.fence(pod);
+        }
+        done(Err(Failure::retry(WAITING_FOR_LEASE, "the pod's lease has run out")))
     }
 
     fn kill(&self, pod: &str, container: &str, signal: i32) -> Doing<'_, Result<(), Failure>> {

@@ -1,11 +1,11 @@
-//! Services, EndpointSlices and pods as the network and DNS rooms want them: plain values. The only place that knows both
+//! Services, EndpointSlices, pods and nodes as the network and DNS rooms want them: plain values. The only place that knows both
 //! Kubernetes' words and theirs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use coracle_dns::{Endpoint, PodRecord, Port, ServiceRecord, Target, ZoneInput};
-use coracle_netd::{Desired, Protocol, ServiceEntry};
+use coracle_netd::{Desired, Peer, Protocol, ServiceEntry};
 use serde_json::Value;
 
 use crate::ledger::State;
@@ -21,6 +21,8 @@ pub struct Tables {
     pub desired: Desired,
     /// For the name server.
     pub zone: ZoneInput,
+    /// For the routes to other nodes: all nodes that pods can be reached on, this one included, by name.
+    pub peers: Vec<Peer>,
 }
 
 /// The tables of a state. `domain` without a dot at the end; `nameserver` is where pods ask.
@@ -37,7 +39,7 @@ pub fn tables(
             slices.entry((&key.namespace, service)).or_default().push(&held.tree);
         }
     }
-    let mut tables = Tables::default();
+    let mut tables = Tables { peers: peers(state), ..Tables::default() };
     let deleted = deleted(state);
     for (key, held) in state.list("services") {
         let slices = slices.get(&(key.namespace.as_str(), key.name.as_str())).map_or(&[][..], Vec::as_slice);
@@ -66,6 +68,18 @@ pub fn tables(
         pods: pods.into_iter().map(|(address, namespace)| PodRecord { namespace, address }).collect(),
     };
     tables
+}
+
+/// Nodes with a block of pod addresses and an address of their own. Also those that are not ready: their pods may be.
+fn peers(state: &State) -> Vec<Peer> {
+    let nodes = state.list("nodes").filter_map(|(key, held)| {
+        let pod_cidr = held.tree["spec"]["podCIDR"].as_str()?.parse().ok()?;
+        let addresses = held.tree["status"]["addresses"].as_array()?;
+        let internal = addresses.iter().filter(|address| address["type"] == "InternalIP");
+        let address = internal.filter_map(|address| address["address"].as_str()?.parse().ok()).next()?;
+        Some(Peer { node: key.name.clone(), pod_cidr, address })
+    });
+    nodes.collect()
 }
 
 /// Addresses that new connections to Services go to.
@@ -309,6 +323,34 @@ mod tests {
             count(json!({"clusterIP": "None", "publishNotReadyAddresses": true})),
             [Some("db-0".to_owned()), None]
         );
+    }
+
+    #[test]
+    fn nodes_with_block_and_address_are_peers() {
+        let node =
+            |block: Value, addresses: Value| json!({"spec": {"podCIDR": block}, "status": {"addresses": addresses}});
+        let state = state(&[
+            (
+                "nodes",
+                "a",
+                node(
+                    json!("10.42.1.0/24"),
+                    json!([
+                        {"type": "Hostname", "address": "a"},
+                        {"type": "InternalIP", "address": "2001:db8::1"},
+                        {"type": "InternalIP", "address": "192.0.2.1"},
+                        {"type": "InternalIP", "address": "192.0.2.9"},
+                    ]),
+                ),
+            ),
+            ("nodes", "b", node(json!("10.42.2.0/24"), json!([{"type": "ExternalIP", "address": "192.0.2.2"}]))),
+            ("nodes", "c", node(Value::Null, json!([{"type": "InternalIP", "address": "192.0.2.3"}]))),
+            ("nodes", "d", node(json!("2001:db8:1::/64"), json!([{"type": "InternalIP", "address": "192.0.2.4"}]))),
+            ("nodes", "e", json!({"spec": {"podCIDR": "10.42.5.0/24"}})),
+        ]);
+        let peers = tables(&state, "cluster.local", None, Vec::new()).peers;
+        let (pod_cidr, address) = ("10.42.1.0/24".parse().unwrap(), Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(peers, [Peer { node: "a".to_owned(), pod_cidr, address }]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod logs;
 pub mod node_status;
 pub mod outbox;
+pub mod peers;
 pub mod pods;
 pub mod preflight;
 mod probes;
@@ -21,4 +22,4 @@ pub mod volumes;
 
 pub use agent::{Agent, AgentError, AgentHandle, AgentStatus, PodSummary, images_dir};
 pub use clock::AgentClock;
-pub use config::{AgentConfig, Identity, NetworkNames, ServerEndpoint};
+pub use config::{AgentConfig, BLOB_LISTEN, Identity, NetworkNames, ServerEndpoint};

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_protocol::tls::{Papers, TlsError, Wallet};
 use coracle_protocol::v1::agents_client::AgentsClient;
 use coracle_protocol::v1::{Beat, FromAgent, FromServer, Generation, Hello, Settings, from_agent, from_server};
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
@@ -13,17 +14,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
+use tonic::transport::Channel;
 
 use crate::config::{Identity, ServerEndpoint};
+use crate::facilities::boottime_ms;
 use crate::ledger::{Ledger, LedgerError, Refused, State};
 use crate::outbox::Outbox;
 use crate::tunnels::Tunnels;
 
 /// A server that does not answer is left for the next.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// The stream is dead when this long after a ping nothing has come.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// The stream is dead when for this long nothing has come, and again after a ping.
+const KEEP_ALIVE: Duration = Duration::from_millis(1500);
 /// First wait after a broken session, doubled to the last; a random half of it is left out, so that thousands of agents do
 /// not come back in step.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -49,13 +51,22 @@ pub struct SessionState {
     pub server: Option<String>,
 }
 
+/// Which fenced pods may run, and until when.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leases {
+    /// On the clock that counts while the machine sleeps, in milliseconds.
+    pub until_boottime_ms: u64,
+    /// Uids.
+    pub pods: std::collections::HashSet<String>,
+}
+
 /// Everything a session needs.
 pub struct Session {
     /// The node's name.
     pub node: String,
     /// Who we are.
     pub identity: Identity,
-    /// Servers, tried in turn.
+    /// Servers to begin with; the cluster names the others.
     pub servers: Vec<ServerEndpoint>,
     /// What is held; the session is its only writer.
     pub ledger: Ledger,
@@ -67,13 +78,13 @@ pub struct Session {
     pub tunnels: Tunnels,
     /// Where it stands.
     pub state: watch::Sender<SessionState>,
+    /// What the cluster's leader has granted last.
+    pub lease: watch::Sender<Leases>,
 }
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("the server's address `{0}` cannot be dialled")]
-    Address(String, #[source] tonic::transport::Error),
     #[error("no connection to server {0}")]
     Connect(String, #[source] tonic::transport::Error),
     #[error("server {0} refuses the session: {1}")]
@@ -93,13 +104,25 @@ impl Session {
     pub async fn run(mut self, end: CancellationToken) {
         let mut wait = RETRY_FIRST;
         let mut turn = 0;
-        while !self.servers.is_empty() {
-            let server = self.servers[turn % self.servers.len()].clone();
+        if self.servers.is_empty() {
+            return;
+        }
+        let wallet = match self.wallet() {
+            Ok(wallet) => wallet,
+            Err(error) => {
+                tracing::error!(%error, "the agent cannot talk to servers");
+                self.state.send_modify(|state| state.because = Some(error.to_string()));
+                return;
+            }
+        };
+        loop {
+            let servers = self.known_servers();
+            let server = servers[turn % servers.len()].clone();
             turn += 1;
             let began = Instant::now();
             let outcome = tokio::select! {
                 // Cancel safe: the ledger takes a feed whole or not at all, the outbox says it again.
-                outcome = self.once(&server) => outcome,
+                outcome = self.once(&server, &wallet) => outcome,
                 () = end.cancelled() => return,
             };
             if let Err(error) = outcome {
@@ -129,10 +152,29 @@ impl Session {
         }
     }
 
+    fn wallet(&self) -> Result<Wallet, TlsError> {
+        let Identity { cert_pem, key_pem, ca_pem } = self.identity.clone();
+        Wallet::new(&Papers { cert_pem, key_pem, ca_pem })
+    }
+
+    /// Those of the start, and those the cluster has named since.
+    fn known_servers(&self) -> Vec<ServerEndpoint> {
+        let mut servers = self.servers.clone();
+        let state = self.ledger.state();
+        let named = state.settings.iter().flat_map(|settings| settings.servers.clone());
+        for address in named {
+            if servers.iter().all(|known| known.address != address) {
+                servers.push(ServerEndpoint { address });
+            }
+        }
+        servers
+    }
+
     /// One session, from dialling to its end.
-    async fn once(&mut self, server: &ServerEndpoint) -> Result<(), SessionError> {
+    async fn once(&mut self, server: &ServerEndpoint, wallet: &Wallet) -> Result<(), SessionError> {
         let name = server.address.clone();
-        let channel = dial(server, &self.identity).await?;
+        let dialled = wallet.dial(&name, CONNECT_WITHIN, KEEP_ALIVE).await;
+        let channel = dialled.map_err(|error| SessionError::Connect(name.clone(), error))?;
         let mut client = AgentsClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -198,6 +240,10 @@ impl Session {
                 // Another server may know more; this one may catch up.
                 Err(refused) => return Err(SessionError::Behind(server.to_owned(), refused)),
             },
+            from_server::Message::Lease(lease) => {
+                let until = lease.sent_boottime_ms.saturating_add(lease.ttl_ms);
+                self.lease.send_replace(Leases { until_boottime_ms: until, pods: lease.pods.into_iter().collect() });
+            }
             from_server::Message::OpenTunnel(open) => self.tunnels.open(open, client.clone()),
         }
         Ok(())
@@ -206,25 +252,6 @@ impl Session {
     async fn settle(&mut self, settings: Settings) -> Result<(), SessionError> {
         Ok(self.ledger.settle(settings).await?)
     }
-}
-
-async fn dial(server: &ServerEndpoint, identity: &Identity) -> Result<Channel, SessionError> {
-    let name = || server.address.clone();
-    let mut tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&identity.ca_pem))
-        .identity(TlsIdentity::from_pem(&identity.cert_pem, &identity.key_pem));
-    if let Some(expected) = &server.name {
-        tls = tls.domain_name(expected);
-    }
-    let endpoint = Endpoint::from_shared(format!("https://{}", server.address))
-        .and_then(|endpoint| endpoint.tls_config(tls))
-        .map_err(|error| SessionError::Address(name(), error))?
-        .connect_timeout(CONNECT_WITHIN)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|error| SessionError::Connect(name(), error))
 }
 
 fn message(message: from_agent::Message) -> FromAgent {
@@ -258,10 +285,4 @@ async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>, state: watch::Re
 fn beat_interval(state: &State) -> Duration {
     let told = state.settings.as_ref().map_or(0, |settings| settings.beat_interval_ms);
     if told == 0 { BEAT_EVERY } else { Duration::from_millis(u64::from(told)).clamp(BEAT_FASTEST, BEAT_SLOWEST) }
-}
-
-/// Counts while the machine sleeps: what fencing will need.
-fn boottime_ms() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }

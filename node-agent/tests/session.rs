@@ -35,12 +35,13 @@ fn rig(pki: &Pki, servers: &[&str]) -> Rig {
     let session = Session {
         node: NODE.into(),
         identity: Identity { cert_pem: pki.node.0.clone(), key_pem: pki.node.1.clone(), ca_pem: pki.ca_pem.clone() },
-        servers: servers.iter().map(|address| ServerEndpoint { address: (*address).into(), name: None }).collect(),
+        servers: servers.iter().map(|address| ServerEndpoint { address: (*address).into() }).collect(),
         ledger,
         outbox,
         node_object: Arc::new(|| b"{\"kind\":\"Node\"}".to_vec()),
         tunnels: Tunnels::new(rig.dir.path().join("logs"), Arc::new(|_: &LogRequest| Err("ContainerCreating".into()))),
         state,
+        lease: watch::Sender::default(),
     };
     rig.drain.watch().spawn(session.run(rig.drain.watch().token()));
     rig

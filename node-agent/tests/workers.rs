@@ -8,13 +8,14 @@ use std::time::Duration;
 use coracle_daemon::Drain;
 use coracle_lifecycle::observed::ErrorClass;
 use coracle_node_agent::AgentClock;
-use coracle_node_agent::facilities::Failure;
+use coracle_node_agent::facilities::{Containers as _, Failure};
 use coracle_node_agent::fakes::{FakeContainers, FakeImages, FakeNetwork};
 use coracle_node_agent::ledger::Ledger;
 use coracle_node_agent::outbox::Outbox;
 use coracle_node_agent::pods::Pods;
 use coracle_node_agent::pods::board::Board;
 use coracle_node_agent::pods::node::{HostResolver, Node, Paths};
+use coracle_node_agent::session::Leases;
 use coracle_protocol::v1::{Feed, Generation, Item, Ref};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -28,6 +29,7 @@ struct Rig {
     network: Arc<FakeNetwork>,
     outbox: Arc<Outbox>,
     serving: watch::Sender<Arc<HashSet<Ipv4Addr>>>,
+    lease: watch::Sender<Leases>,
     pods: Pods,
     board: Arc<Board>,
     revision: u64,
@@ -55,6 +57,8 @@ impl Rig {
         let drain = Drain::new();
         let (data, run) = (dir.path().join("data"), dir.path().join("run"));
         let ledger = Ledger::open(&data, &run, &drain.watch()).unwrap();
+        // An agent that has just begun holds none.
+        let lease = watch::Sender::<Leases>::default();
         let (outbox, board) = (Arc::new(Outbox::default()), Arc::new(Board::default()));
         let node = Arc::new(Node {
             name: "n1".into(),
@@ -65,6 +69,7 @@ impl Rig {
             network: network.clone(),
             state: ledger.watch(),
             serving: serving.subscribe(),
+            lease: lease.subscribe(),
             outbox: outbox.clone(),
             host_ip: Ipv4Addr::new(192, 0, 2, 1),
             cpu_milli: 2000,
@@ -81,6 +86,7 @@ impl Rig {
             network,
             outbox,
             serving,
+            lease,
             pods,
             board,
             revision,
@@ -147,6 +153,28 @@ impl Rig {
         }
     }
 
+    /// The leader grants `a` and `b` a lease that ends after so long. When that is.
+    fn grant(&self, ms: u64) -> u64 {
+        self.grant_to(&["uid-a", "uid-b"], ms)
+    }
+
+    fn grant_to(&self, pods: &[&str], ms: u64) -> u64 {
+        let until_boottime_ms = self.containers.boottime_ms() + ms;
+        let pods = pods.iter().map(|uid| (*uid).to_owned()).collect();
+        self.lease.send_replace(Leases { until_boottime_ms, pods });
+        until_boottime_ms
+    }
+
+    fn starts(&self) -> usize {
+        self.containers.log().iter().filter(|call| call.starts_with("start")).count()
+    }
+
+    /// Nobody renews the lease, and the pod's monitor does what it is there for.
+    async fn run_out(&mut self, pod: &str) {
+        self.until("without a lease", |rig| rig.containers.fence(&format!("uid-{pod}"))).await;
+        self.until("waiting", |rig| rig.waiting(pod) == "WaitingForLease").await;
+    }
+
     /// Waits until the status of a pod fits.
     async fn until(&mut self, what: &str, fits: impl Fn(&Self) -> bool) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(600);
@@ -191,6 +219,12 @@ fn pod(name: &str, extra: Value) -> (&'static str, Value) {
         spec[field] = value.clone();
     }
     ("pods", json!({"metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")}, "spec": spec}))
+}
+
+fn fenced(name: &str, extra: Value) -> (&'static str, Value) {
+    let (resource, mut tree) = pod(name, extra);
+    tree["metadata"]["annotations"] = json!({"coracle.dev/fenced": "true"});
+    (resource, tree)
 }
 
 fn deleted((resource, mut tree): (&'static str, Value), grace: u64) -> (&'static str, Value) {
@@ -427,4 +461,126 @@ async fn an_object_that_is_no_pod_is_told_so() {
     rig.until("failed", |rig| rig.statuses.get("a").is_some_and(|status| status["phase"] == "Failed")).await;
     rig.feed(false, &[deleted(bad, 0)], &[]).await;
     rig.until("gone", |rig| rig.gone == ["a"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_pod_waits_for_a_lease_with_something_left_of_it() {
+    let mut rig = Rig::new();
+    rig.feed(true, &[fenced("a", json!({})), pod("b", json!({}))], &[]).await;
+    rig.until("waiting", |rig| rig.waiting("a") == "WaitingForLease" && rig.ready("b")).await;
+    let status = rig.statuses["a"].clone();
+    assert_eq!(status["phase"], "Pending");
+    let message = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap();
+    assert!(message.contains("coracle.dev/fenced") && message.contains("hint: "), "{message}");
+    assert_eq!(rig.board.get("uid-a").unwrap().step, "WaitingForLease");
+    rig.until("the image", |rig| rig.events.iter().filter(|event| event.contains("Pulled")).count() == 2).await;
+    let short = rig.grant(900);
+    rig.until("told", |rig| rig.containers.leases("uid-a").contains(&short)).await;
+    assert!(!rig.containers.is_running("uid-a", "c"));
+    let long = rig.grant(4000);
+    rig.until("ready", |rig| rig.ready("a")).await;
+    // It was born without a lease, and a pod that is not fenced is told nothing.
+    let told = rig.containers.leases("uid-a");
+    assert_eq!((told[0], *told.last().unwrap()), (0, long));
+    assert!(rig.containers.leases("uid-b").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_is_one_message_and_its_end_is_told() {
+    let mut rig = Rig::new();
+    rig.grant(4000);
+    rig.feed(true, &[fenced("a", json!({}))], &[]).await;
+    rig.until("ready", |rig| rig.ready("a")).await;
+    let before = rig.containers.leases("uid-a").len();
+    for number in 1..=5 {
+        let until = rig.grant(4000);
+        rig.until("renewed", |rig| rig.containers.leases("uid-a").last() == Some(&until)).await;
+        assert_eq!(rig.containers.leases("uid-a").len(), before + number);
+    }
+    assert_eq!(rig.starts(), 1);
+    rig.run_out("a").await;
+    let last = rig.statuses["a"]["containerStatuses"][0]["lastState"]["terminated"].clone();
+    assert_eq!((&last["reason"], &last["exitCode"]), (&json!("FencedLeaseExpired"), &json!(137)));
+    assert!(last["message"].as_str().unwrap().contains("the node's lease ran out"), "{last}");
+    assert!(rig.events.iter().any(|event| event.starts_with("Warning FencedLeaseExpired:")), "{:?}", rig.events);
+    // Nothing but a lease makes it run again.
+    tokio::time::timeout(Duration::from_secs(300), std::future::pending::<()>()).await.unwrap_err();
+    assert_eq!(rig.starts(), 1);
+    rig.grant(4000);
+    rig.until("restarted", |rig| rig.ready("a") && rig.statuses["a"]["containerStatuses"][0]["restartCount"] == 1)
+        .await;
+    // One that was moved away is not started by a lease that comes before the feed that says so.
+    rig.run_out("a").await;
+    rig.grant_to(&["uid-b"], 4000);
+    tokio::time::timeout(Duration::from_secs(3), std::future::pending::<()>()).await.unwrap_err();
+    assert_eq!((rig.starts(), rig.waiting("a")), (2, "WaitingForLease"));
+    rig.feed(false, &[deleted(fenced("a", json!({})), 5)], &[]).await;
+    rig.until("gone", |rig| rig.gone == ["a"]).await;
+    assert_eq!(rig.starts(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_never_restarts_has_failed_when_its_lease_has_run_out() {
+    let mut rig = Rig::new();
+    rig.grant(4000);
+    rig.feed(true, &[fenced("a", json!({"restartPolicy": "Never"}))], &[]).await;
+    rig.until("ready", |rig| rig.ready("a")).await;
+    rig.until("without a lease", |rig| rig.containers.fence("uid-a")).await;
+    rig.until("failed", |rig| rig.statuses["a"]["phase"] == "Failed").await;
+    assert_eq!(rig.statuses["a"]["containerStatuses"][0]["state"]["terminated"]["reason"], "FencedLeaseExpired");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_agent_leaves_a_deadline_as_it_is_until_it_has_a_lease() {
+    let mut rig = Rig::new();
+    let until = rig.grant(60_000);
+    rig.feed(true, &[fenced("a", json!({})), fenced("b", json!({}))], &[]).await;
+    rig.until("ready", |rig| rig.ready("a") && rig.ready("b")).await;
+    let mut rig = rig.restart(|containers, _| containers.end("uid-b", "c", 1, false)).await;
+    rig.until("waiting", |rig| rig.waiting("b") == "WaitingForLease").await;
+    assert!(rig.containers.is_running("uid-a", "c") && rig.containers.boottime_ms() < until);
+    assert_eq!(rig.starts(), 2);
+    let next = rig.grant(120_000);
+    rig.until("restarted", |rig| rig.ready("b")).await;
+    assert_eq!(rig.containers.leases("uid-a").last(), Some(&next));
+    assert!(rig.containers.is_running("uid-a", "c"));
+    // No agent, no lease: what ran is found killed, and waits again.
+    let mut rig = rig.restart(|_, _| {}).await;
+    rig.run_out("a").await;
+    assert_eq!(rig.statuses["a"]["containerStatuses"][0]["lastState"]["terminated"]["reason"], "FencedLeaseExpired");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_monitor_of_an_older_release_is_replaced_before_a_fenced_pod_runs_on() {
+    let mut rig = Rig::new();
+    rig.grant(4000);
+    rig.feed(true, &[fenced("a", json!({}))], &[]).await;
+    rig.until("ready", |rig| rig.ready("a")).await;
+    let mut rig = rig.restart(|containers, _| containers.age("uid-a")).await;
+    rig.until("waiting", |rig| rig.waiting("a") == "WaitingForLease").await;
+    assert!(rig.events.iter().any(|event| event.starts_with("Warning SandboxChanged:")), "{:?}", rig.events);
+    rig.grant(4000);
+    rig.until("restarted", |rig| rig.ready("a")).await;
+    let creates = rig.containers.log().iter().filter(|call| *call == "create uid-a").count();
+    assert_eq!((creates, rig.starts()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_fenced_when_its_owner_says_so_and_stays_so() {
+    let mut rig = Rig::new();
+    rig.feed(true, &[pod("a", json!({}))], &[]).await;
+    rig.until("ready", |rig| rig.ready("a")).await;
+    rig.grant(4000);
+    rig.feed(false, &[fenced("a", json!({}))], &[]).await;
+    rig.until("told", |rig| !rig.containers.leases("uid-a").is_empty()).await;
+    assert!(rig.containers.is_running("uid-a", "c"));
+    // Its monitor keeps the deadline it was given: without renewals it would be killed for nothing.
+    rig.feed(false, &[pod("a", json!({}))], &[]).await;
+    let until = rig.grant(8000);
+    rig.until("renewed", |rig| rig.containers.leases("uid-a").last() == Some(&until)).await;
+    let rig = rig.restart(|_, _| {}).await;
+    let until = rig.grant(8000);
+    let mut rig = rig;
+    rig.until("renewed", |rig| rig.containers.leases("uid-a").last() == Some(&until)).await;
+    assert_eq!(rig.starts(), 1);
 }

@@ -2,6 +2,7 @@
 
 pub mod board;
 mod events;
+mod lease;
 pub mod node;
 mod record;
 pub mod steps;

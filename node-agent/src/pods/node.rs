@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use coracle_base::Millis;
 use coracle_lifecycle::env::NodeFacts;
 use coracle_protocol::v1::NodeEvent;
 use tokio::sync::watch;
@@ -13,7 +14,11 @@ use crate::clock::AgentClock;
 use crate::facilities::{Containers, Images, Network};
 use crate::ledger::State;
 use crate::outbox::Outbox;
+use crate::session::Leases;
 use crate::volumes::VolumeDirs;
+
+/// What must be left of a lease for a container to be started under it.
+const START_MARGIN_MS: Millis = 1000;
 
 /// The node's own resolver settings, read once at start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,6 +126,10 @@ pub struct Node {
     pub state: watch::Receiver<State>,
     /// Addresses that Services on this node send new connections to, as the kernel knows them.
     pub serving: watch::Receiver<Arc<HashSet<Ipv4Addr>>>,
+    /// Which fenced pods may run here, and until when: the last the cluster's leader has granted, on the clock of
+    /// `Containers::boottime_ms` and counted from the moment the beat was *sent* that it answers. The leader names pods that it
+    /// holds assigned to this node, so that one moved away meanwhile is not started by a lease that comes before the feed.
+    pub lease: watch::Receiver<Leases>,
     /// Where pods report.
     pub outbox: Arc<Outbox>,
     /// Its address.
@@ -140,6 +149,19 @@ impl Node {
         let state = self.state.borrow();
         let domain = state.settings.as_ref().map(|settings| settings.cluster_domain.clone()).unwrap_or_default();
         if domain.is_empty() { "cluster.local".to_owned() } else { domain }
+    }
+
+    /// When a pod's lease ends, as far as this agent knows; 0 = it has had none.
+    #[must_use]
+    pub fn lease_until(&self, uid: &str) -> Millis {
+        let leases = self.lease.borrow();
+        if leases.pods.contains(uid) { leases.until_boottime_ms } else { 0 }
+    }
+
+    /// Whether something may be started in a fenced pod.
+    #[must_use]
+    pub fn leased(&self, uid: &str) -> bool {
+        self.lease_until(uid) >= self.containers.boottime_ms().saturating_add(START_MARGIN_MS)
     }
 
     /// Facts for a pod's environment.

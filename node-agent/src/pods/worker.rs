@@ -14,7 +14,7 @@ use coracle_lifecycle::{Step, next, oci, status};
 use coracle_protocol::v1::{PodGone, PodStatus};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::board::{Board, Glance};
 use super::events::Limiter;
@@ -23,6 +23,7 @@ use super::record::Record;
 use super::steps::{self, Job, Made, Stage};
 use crate::facilities::{Failure, RunState, SandboxEvent};
 use crate::ledger::State;
+use crate::session::Leases;
 use crate::{logs, probes, volumes};
 
 /// Outcomes on their way back: a pod has a handful of probes and one step at a time.
@@ -31,6 +32,10 @@ const OUTCOMES: usize = 32;
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// How long the runtime may take to pass a signal on.
 const SIGNAL_WITHIN: Duration = Duration::from_secs(5);
+/// Why a container of a fenced pod ended.
+const FENCED: &str = "FencedLeaseExpired";
+const FENCED_MESSAGE: &str =
+    "killed because the node's lease ran out: the pod is fenced, and another node may run it now";
 /// Last words of a container, as upstream.
 const MESSAGE_BYTES: usize = 4096;
 
@@ -73,6 +78,7 @@ enum Woken {
     Sandbox(Option<SandboxEvent>),
     State,
     Measure,
+    Lease,
     Time,
 }
 
@@ -97,6 +103,9 @@ pub(super) struct Worker {
     turns: u64,
     state: watch::Receiver<State>,
     serving: watch::Receiver<Arc<std::collections::HashSet<std::net::Ipv4Addr>>>,
+    lease: watch::Receiver<Leases>,
+    /// What renews the lease of a fenced pod.
+    keeper: JoinSet<()>,
     /// Revisions of the objects the pod reads, as last written into its volumes.
     read: Vec<Option<u64>>,
     told: Value,
@@ -117,6 +126,8 @@ impl Worker {
             told: object["status"].clone(),
             state: node.state.clone(),
             serving: node.serving.clone(),
+            lease: node.lease.clone(),
+            keeper: JoinSet::new(),
             outcomes: mpsc::channel(OUTCOMES),
             sandbox: None,
             busy: None,
@@ -172,6 +183,10 @@ impl Worker {
         self.hear();
         loop {
             let now = self.node.clock.now_ms();
+            if self.seen.fenced {
+                self.lease.mark_unchanged();
+                self.seen.lease(self.node.leased(&self.pod.uid), now);
+            }
             let step = next(&self.pod, &self.seen, now);
             match step {
                 Step::Gone => break,
@@ -207,6 +222,13 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
+        let waits_for_lease = self.seen.lacks_lease() && self.seen.stop.is_none();
+        let lease = async {
+            // Without a sender there will be none.
+            if !waits_for_lease || self.lease.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             // All of them are cancel safe: watches keep their mark, channels their items.
             changed = self.orders.changed() => Woken::Order(changed.is_ok()),
@@ -215,6 +237,7 @@ impl Worker {
             changed = self.state.changed() => if changed.is_ok() { Woken::State } else { Woken::Time },
             changed = self.serving.changed() => if changed.is_ok() { Woken::State } else { Woken::Time },
             _ = measure => Woken::Measure,
+            () = lease => Woken::Lease,
             () = time => Woken::Time,
         }
     }
@@ -229,7 +252,7 @@ impl Worker {
             Woken::Sandbox(Some(SandboxEvent::Lost) | None) => self.lost().await,
             Woken::State => self.state_changed().await,
             Woken::Measure => self.measure(),
-            Woken::Outcome(None) | Woken::Time => {}
+            Woken::Outcome(None) | Woken::Lease | Woken::Time => {}
         }
     }
 
@@ -242,6 +265,11 @@ impl Worker {
         {
             self.pod = Arc::new(pod);
             self.object = order.object;
+        }
+        // Once fenced, its sandbox stays so, whatever becomes of the annotation.
+        self.seen.fenced |= self.pod.fenced;
+        if self.seen.fenced && self.keeper.is_empty() {
+            self.keeper.spawn(super::lease::keep(self.node.clone(), self.pod.uid.clone()));
         }
         if let Some(grace_ms) = order.unwanted {
             let mut pod = (*self.pod).clone();
@@ -291,6 +319,7 @@ impl Worker {
             pod: self.pod.clone(),
             container,
             attempt,
+            fenced: self.seen.fenced,
             ip: self.seen.ip(),
             digest,
             state: self.state.borrow().clone(),
@@ -597,13 +626,16 @@ impl Worker {
             reason = exit.reason,
             "a container ended"
         );
-        let (oom, now) = (exit.reason == "OOMKilled", self.node.clock.now_ms());
+        let (oom, fenced, now) = (exit.reason == "OOMKilled", exit.reason == FENCED, self.node.clock.now_ms());
         self.seen.containers[container].exited(exit, now);
         let spec = &self.pod.containers[container];
         if oom {
             let limit = spec.resources_tree["limits"]["memory"].as_str().unwrap_or("of the node").to_owned();
             let words = format!("Container {} was killed: it used more memory than its limit {limit}", spec.name);
             self.say(true, "OOMKilling", words);
+        }
+        if fenced {
+            self.say(true, FENCED, format!("Container {}: {FENCED_MESSAGE}", run.container));
         }
         if self.seen.stop.is_none() && self.seen.containers[container].backoff.retry_at > now {
             let words = format!(
@@ -618,13 +650,17 @@ impl Worker {
     fn exit_of(&self, run: &RunState) -> Option<Exit> {
         let ended = run.ended?;
         let container = self.pod.containers.iter().find(|container| container.name == run.container)?;
-        let reason = match (ended.oom, ended.code) {
-            (true, _) => "OOMKilled",
-            (false, 0) => "Completed",
+        let reason = match (ended.fenced, ended.oom, ended.code) {
+            (true, ..) => FENCED,
+            (_, true, _) => "OOMKilled",
+            (_, _, 0) => "Completed",
             _ => "Error",
         };
         let path = self.node.paths.message(&self.pod.uid, &container.name, run.attempt);
         let mut message = read_start(&path, MESSAGE_BYTES);
+        if ended.fenced {
+            FENCED_MESSAGE.clone_into(&mut message);
+        }
         if message.is_empty() && container.message_from_log && ended.code != 0 {
             let pod = &self.pod;
             let dir = logs::dir(&self.node.paths.logs(), &pod.namespace, &pod.name, &pod.uid, &container.name);
@@ -659,6 +695,9 @@ impl Worker {
         }
         let pod = self.pod.clone();
         self.seen.sandbox_lost(&pod, self.node.clock.now_ms());
+        if !self.seen.fenced {
+            self.keeper.shutdown().await;
+        }
     }
 
     /// Revisions of the objects the pod reads.

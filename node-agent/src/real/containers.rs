@@ -4,6 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coracle_base::Millis;
 use coracle_lifecycle::oci::User;
 use coracle_runtime::{
     ContainerLaunch, ContainerState, ExecRequest, Limits, LogSpec, PodHandle, PodSpec, Runtime, RuntimeError, rootfs,
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::facilities::{
     Containers, Doing, Ended, ExecOutcome, Failure, Launch, Root, RunState, SandboxEvent, SandboxSpec, Started,
+    WAITING_FOR_LEASE, boottime_ms,
 };
 
 /// As upstream: a log file is rotated at 10 MiB, five are kept.
@@ -52,6 +54,7 @@ fn state(state: ContainerState) -> RunState {
         code: state.exit_code,
         signal: state.signal,
         oom: state.oom_killed,
+        fenced: state.fenced,
         at: state.ended_ms,
     });
     RunState { container: state.id, attempt: state.attempt, pid: state.pid, started_at: state.started_ms, ended }
@@ -78,7 +81,16 @@ impl Containers for RuntimeContainers {
     fn create(&self, spec: SandboxSpec) -> Doing<'_, Result<(), Failure>> {
         Box::pin(async move {
             if let Some(pod) = self.runtime.pod(&spec.pod) {
-                if !pod.is_lost() {
+                let kept = match spec.lease_until {
+                    _ if pod.is_lost() => false,
+                    None => true,
+                    Some(until) => match pod.extend_lease(until).await {
+                        Ok(()) | Err(RuntimeError::LeaseExpired) => true,
+                        Err(RuntimeError::CannotFence) => false,
+                        Err(error) => return Err(Failure::retry(SANDBOX, words(&error))),
+                    },
+                };
+                if kept {
                     return Ok(());
                 }
                 pod.remove().await.map_err(|error| Failure::retry(SANDBOX, words(&error)))?;
@@ -89,7 +101,8 @@ impl Containers for RuntimeContainers {
                 cpu_shares: Some((spec.cpu_request_milli * 1024 / 1000).clamp(2, 262_144)),
                 pids: None,
             };
-            let pod = PodSpec { id: spec.pod, hostname: spec.hostname, host_network: spec.host_network, limits };
+            let (id, hostname, lease_until) = (spec.pod, spec.hostname, spec.lease_until);
+            let pod = PodSpec { id, hostname, host_network: spec.host_network, limits, lease_until };
             let made = self.runtime.create_pod(pod).await;
             made.map(drop).map_err(|error| Failure::retry(SANDBOX, words(&error)))
         })
@@ -154,6 +167,30 @@ impl Containers for RuntimeContainers {
                 output: String::from_utf8_lossy(&done.output).into_owned(),
                 timed_out: done.timed_out,
             })
+        })
+    }
+
+    fn boottime_ms(&self) -> Millis {
+        boottime_ms()
+    }
+
+    fn lease(&self, pod: &str, until: Millis) -> Doing<'_, Result<(), Failure>> {
+        let pod = self.runtime.pod(pod);
+        Box::pin(async move {
+            let Some(pod) = pod else { return Ok(()) };
+            let error = match pod.extend_lease(until).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let failure = Failure::retry(WAITING_FOR_LEASE, words(&error));
+            if matches!(error, RuntimeError::CannotFence) {
+                tracing::warn!(
+                    pod = pod.id(),
+                    "a fenced pod runs under a monitor of an older release; it is made anew"
+                );
+                pod.remove().await.map_err(|error| Failure::retry("FailedKillPod", words(&error)))?;
+            }
+            Err(failure)
         })
     }
 
@@ -237,6 +274,7 @@ fn start_failure(error: &RuntimeError, program: &str) -> Failure {
             };
             Failure::run("ContainerCannotRun", what)
         }
+        RuntimeError::LeaseExpired => Failure::retry(WAITING_FOR_LEASE, words(error)),
         RuntimeError::Launch { .. } | RuntimeError::Compile(_) => Failure::run("StartError", words(error)),
         _ => Failure::retry(CREATE, words(error)),
     }

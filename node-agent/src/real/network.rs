@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use coracle_daemon::ports::Transport;
 use coracle_dns::{DnsConfig, DnsServer, Upstreams, Zone};
-use coracle_netd::{Cidr, Ipam, NetConfig, Netd};
+use coracle_netd::{Cidr, Ipam, NetConfig, Netd, Peer, VNI, VXLAN_PORT};
 use coracle_protocol::v1::Settings;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,8 +26,6 @@ const SANDBOX: &str = "FailedCreatePodSandBox";
 /// The packet filter is tried again after this, doubled to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(10);
-/// No overlay: the whole frame is the pods'.
-const MTU: u32 = 1500;
 
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +72,8 @@ struct Standing {
     dns: Mutex<Option<DnsServer>>,
     zone: Arc<ArcSwapOption<Zone>>,
     settings: Settings,
+    /// The other nodes, as of the last time that all of them were brought into the kernel.
+    peers: Mutex<Option<Vec<Peer>>>,
 }
 
 /// The node's network. Cheap to clone.
@@ -82,6 +82,7 @@ pub struct NodeNetwork {
     standing: Arc<OnceLock<Standing>>,
     clock: AgentClock,
     names: NetworkNames,
+    underlay: Option<Ipv4Addr>,
     upstreams: Vec<SocketAddr>,
     serving: watch::Sender<Arc<HashSet<Ipv4Addr>>>,
     /// Why it is not as it should be, for the pods that wait for it.
@@ -89,11 +90,13 @@ pub struct NodeNetwork {
 }
 
 impl NodeNetwork {
-    /// A network that does not stand yet.
+    /// A network that does not stand yet. `underlay` is the address other machines reach this node at; with none, or one
+    /// of the loopback, pods of other nodes cannot be reached.
     #[must_use]
-    pub fn new(names: NetworkNames, upstreams: Vec<SocketAddr>, clock: AgentClock) -> Self {
+    pub fn new(names: NetworkNames, upstreams: Vec<SocketAddr>, clock: AgentClock, underlay: Option<Ipv4Addr>) -> Self {
         let serving = watch::Sender::new(Arc::default());
-        Self { standing: Arc::default(), clock, names, upstreams, serving, problem: Arc::default() }
+        let underlay = underlay.filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+        Self { standing: Arc::default(), clock, names, underlay, upstreams, serving, problem: Arc::default() }
     }
 
     /// Addresses that Services send new connections to, as the kernel knows them.
@@ -118,7 +121,9 @@ impl NodeNetwork {
             node_cidr,
             cluster_cidr: cidr(&settings.cluster_cidr)?,
             service_cidr: cidr(&settings.service_cidr)?,
-            mtu: MTU,
+            underlay: self.underlay,
+            vni: VNI,
+            vxlan_port: VXLAN_PORT,
             netns: None,
         };
         // It waits for its thread's first work: a few milliseconds.
@@ -139,6 +144,7 @@ impl NodeNetwork {
             dns: Mutex::default(),
             zone: Arc::default(),
             settings: settings.clone(),
+            peers: Mutex::default(),
         });
         Ok(())
     }
@@ -249,6 +255,8 @@ impl NodeNetwork {
         let blocks = blocks.map(|block| (block.network(), block.prefix())).collect();
         let mut tables = feeds::tables(state, &domain(&standing.settings), Some(standing.netd.gateway()), blocks);
         let serial = std::mem::take(&mut tables.zone.serial);
+        // What goes wrong on the way to one node must not keep Services and names from being right.
+        let routed = Self::tell_peers(standing, state.confirmed, &tables.peers).await;
         if applied.as_ref().is_none_or(|before| before.desired != tables.desired) {
             standing.netd.apply(tables.desired.clone()).await?;
             self.serving.send_replace(Arc::new(feeds::serving(&tables.desired)));
@@ -261,7 +269,24 @@ impl NodeNetwork {
             }
         }
         *applied = Some(tables);
-        named
+        named.and(routed)
+    }
+
+    /// Makes the pods of exactly these nodes reachable, this one left out.
+    async fn tell_peers(standing: &Standing, confirmed: bool, nodes: &[Peer]) -> Result<(), NetworkError> {
+        // A ledger without nodes, of an older agent: the routes that stand are worth more than none.
+        if nodes.is_empty() && !confirmed {
+            return Ok(());
+        }
+        let ours = standing.settings.pod_cidr.parse::<Cidr>().ok();
+        let peers: Vec<Peer> = nodes.iter().filter(|peer| Some(peer.pod_cidr) != ours).cloned().collect();
+        if standing.peers.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&peers) {
+            return Ok(());
+        }
+        standing.netd.peers(peers.clone()).await?;
+        tracing::info!(nodes = peers.len(), "routes to the pods of other nodes stand");
+        *standing.peers.lock().unwrap_or_else(PoisonError::into_inner) = Some(peers);
+        Ok(())
     }
 
     /// No Service sends anybody new connections any more, as far as pods that end are concerned.
@@ -320,5 +345,75 @@ impl Network for NodeNetwork {
 
     fn nameserver(&self) -> Option<Ipv4Addr> {
         self.standing.get().map(|standing| standing.netd.gateway())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Held, Key};
+    use serde_json::json;
+
+    fn state(nodes: &[(&str, &str, &str)]) -> State {
+        let settings = Settings {
+            pod_cidr: "10.42.0.0/24".into(),
+            cluster_cidr: "10.42.0.0/16".into(),
+            service_cidr: "10.43.0.0/16".into(),
+            ..Settings::default()
+        };
+        let mut state = State { settings: Some(settings), ..State::default() };
+        for (name, block, address) in nodes {
+            let tree = json!({
+                "spec": {"podCIDR": block}, "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+            });
+            let held = Held { uid: String::new(), revision: 1, tree };
+            state.objects.insert(Key::new("nodes", "", name), Arc::new(held));
+        }
+        state
+    }
+
+    fn ip(arguments: &str) -> String {
+        let output = std::process::Command::new("ip").args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Without any server: what the ledger says of other nodes is enough.
+    #[test]
+    fn other_nodes_of_the_ledger_are_reached() {
+        // Threads of the runtime are born in this thread's namespace.
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            ip("link set lo up");
+            ip("link add up0 type veth peer name up1");
+            ip("addr add 192.0.2.1/24 dev up0");
+            ip("link set up0 up");
+            ip("link set up1 up");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(reach());
+        });
+        thread.join().unwrap();
+    }
+
+    async fn reach() {
+        let names = NetworkNames { bridge: "coracle0".into(), table: "coracle".into() };
+        let own = Some(Ipv4Addr::new(192, 0, 2, 1));
+        let upstreams = vec![SocketAddr::from(([127, 0, 0, 1], 9))];
+        let network = NodeNetwork::new(names, upstreams, AgentClock::start(), own);
+        let (me, near) = (("a", "10.42.0.0/24", "192.0.2.1"), ("b", "10.42.1.0/24", "192.0.2.2"));
+        let far = ("c", "10.42.2.0/24", "198.51.100.3");
+        let mut applied = None;
+        network.bring(&state(&[me, near, far]), &mut applied).await.unwrap();
+        let routes = ip("route show proto 67");
+        assert!(routes.contains("10.42.1.0/24 via 192.0.2.2 dev up0"), "{routes}");
+        assert!(routes.contains("10.42.2.0/24 via 10.42.2.0 dev coracle0-vx"), "{routes}");
+        assert_eq!(routes.lines().count(), 3, "the third is for services: {routes}");
+        assert!(ip("link show coracle0").contains("mtu 1450"));
+        network.bring(&state(&[me, far]), &mut applied).await.unwrap();
+        assert!(!ip("route").contains("10.42.1.0"), "a node left");
+        network.bring(&state(&[]), &mut applied).await.unwrap();
+        assert!(ip("route").contains("10.42.2.0"), "no node at all is not to be believed before a server says so");
+        network.remove_all().await.unwrap();
+        assert_eq!(ip("route show proto 67"), "");
     }
 }

@@ -34,9 +34,15 @@ pub struct Pki {
     pub ca_pem: String,
     pub server: (String, String),
     pub node: (String, String),
+    issuer: Issuer<'static, KeyPair>,
 }
 
 impl Pki {
+    /// Certificate and key, PEM.
+    pub fn leaf(&self, user: &str, group: &str, server: bool) -> (String, String) {
+        leaf(&self.issuer, user, group, server)
+    }
+
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -44,26 +50,29 @@ impl Pki {
         params.distinguished_name.push(DnType::CommonName, "test-ca");
         let ca = params.self_signed(&key).unwrap();
         let issuer = Issuer::new(params, key);
-        let leaf = |user: &str, group: &str, server: bool| {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::default();
-            params.distinguished_name = rcgen::DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, user);
-            params.distinguished_name.push(DnType::OrganizationName, group);
-            if server {
-                params.subject_alt_names.push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
-                params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-            } else {
-                params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
-            }
-            (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
-        };
         Self {
             ca_pem: ca.pem(),
-            server: leaf("coracle-server", "x", true),
-            node: leaf(&format!("system:node:{NODE}"), "system:nodes", false),
+            server: leaf(&issuer, "coracle-server", "x", true),
+            node: leaf(&issuer, &format!("system:node:{NODE}"), "system:nodes", false),
+            issuer,
         }
     }
+}
+
+fn leaf(issuer: &Issuer<'static, KeyPair>, user: &str, group: &str, server: bool) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, user);
+    params.distinguished_name.push(DnType::OrganizationName, group);
+    if server {
+        params.subject_alt_names.push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
+        params.subject_alt_names.push(SanType::DnsName(coracle_protocol::tls::SERVER_NAME.try_into().unwrap()));
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    } else {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
 }
 
 /// What agents have told.
@@ -107,6 +116,7 @@ impl TestServer {
             service_cidr: "10.43.0.0/16".into(),
             cluster_domain: "cluster.local".into(),
             beat_interval_ms: 1000,
+            servers: Vec::new(),
         };
         Self {
             inner: Arc::new(Inner {
@@ -298,6 +308,13 @@ impl Agents for TestServer {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    async fn renew(
+        &self,
+        _: Request<coracle_protocol::v1::Renewal>,
+    ) -> Result<Response<coracle_protocol::v1::Renewed>, Status> {
+        Err(Status::unimplemented("no certificate ends during a test"))
+    }
+
     async fn tunnel(&self, request: Request<Streaming<TunnelUp>>) -> Result<Response<Self::TunnelStream>, Status> {
         let mut up = request.into_inner();
         let Some(Ok(first)) = up.next().await else { return Err(Status::cancelled("closed")) };
@@ -486,13 +503,14 @@ fn config(name: &str, dir: &Path, pki: &Pki, address: SocketAddr) -> AgentConfig
         node_name: NODE.into(),
         data_dir: dir.join("data"),
         run_dir: dir.join("run"),
-        servers: vec![ServerEndpoint { address: address.to_string(), name: None }],
+        servers: vec![ServerEndpoint { address: address.to_string() }],
         identity: Identity { cert_pem: pki.node.0.clone(), key_pem: pki.node.1.clone(), ca_pem: pki.ca_pem.clone() },
         network: NetworkNames { bridge: "coracle0".into(), table: "coracle".into() },
         cgroup_name: name.into(),
         node_ip: Some(Ipv4Addr::new(192, 0, 2, 10)),
         labels: BTreeMap::new(),
         max_pods: 250,
+        blob_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         dns_upstreams: vec![SocketAddr::from(([127, 0, 0, 1], 9))],
     }
 }

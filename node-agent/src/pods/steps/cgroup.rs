@@ -20,6 +20,7 @@ fn make(job: &mut Job) -> Doing<'_, Result<Made, Failure>> {
             memory_limit: all(|container| container.resources.memory_limit),
             cpu_limit_milli: all(|container| container.resources.cpu_limit_milli),
             cpu_request_milli: request,
+            lease_until: job.fenced.then(|| job.node.lease_until(&pod.uid)),
         };
         job.node.containers.create(spec).await.map(|()| Made::Nothing)
     })

@@ -27,6 +27,8 @@ pub struct Job {
     pub container: usize,
     /// Which run, for `Start`.
     pub attempt: u32,
+    /// The pod may run only while the node holds a lease.
+    pub fenced: bool,
     /// The pod's address, once it has one.
     pub ip: Option<Ipv4Addr>,
     /// The image's digest, for `Start`.

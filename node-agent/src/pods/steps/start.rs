@@ -9,7 +9,7 @@ use coracle_lifecycle::oci::{self, Bind};
 use coracle_lifecycle::pod::{Container, Pod};
 
 use super::{Job, Made, PodStep, Stage};
-use crate::facilities::{Doing, Failure, FoundImage, Launch};
+use crate::facilities::{Doing, Failure, FoundImage, Launch, WAITING_FOR_LEASE};
 use crate::pods::node::{Node, remove_tree, write_whole};
 use crate::{logs, volumes};
 
@@ -55,6 +55,16 @@ async fn start(job: &Job) -> Result<crate::facilities::Started, Failure> {
         root,
         log: logs::path(&log_dir, job.attempt),
     };
+    if job.fenced {
+        // The pull of an image, the making of a root may have taken longer than the lease that was seen before.
+        if !node.leased(&pod.uid) {
+            return Err(Failure::retry(
+                WAITING_FOR_LEASE,
+                "this node's lease ends too soon to start a fenced pod under it",
+            ));
+        }
+        node.containers.lease(&pod.uid, node.lease_until(&pod.uid)).await?;
+    }
     node.containers.start(launch).await
 }
 
