@@ -99,23 +99,8 @@ impl Client {
     /// # Errors
     /// No file, or one that is not a kubeconfig with certificates in it.
     pub fn open(path: &Path) -> Result<Self, ClientError> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(ClientError::NoConfig(path.to_owned()));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                return Err(ClientError::Forbidden(path.to_owned()));
-            }
-            Err(error) => return Err(ClientError::BadConfig { path: path.to_owned(), reason: error.to_string() }),
-        };
+        let (config, context, cluster) = read_config(path)?;
         let bad = |reason: String| ClientError::BadConfig { path: path.to_owned(), reason };
-        let documents = coracle_manifests::decode::yaml(&text).map_err(|problems| bad(problems[0].to_string()))?;
-        let config = documents.into_iter().next().map(|document| document.value).unwrap_or_default();
-        let context = named(&config["contexts"], config["current-context"].as_str())
-            .ok_or_else(|| bad("its current-context is not in it".into()))?;
-        let cluster = named(&config["clusters"], context["context"]["cluster"].as_str())
-            .ok_or_else(|| bad("the cluster of its context is not in it".into()))?;
         let user = named(&config["users"], context["context"]["user"].as_str())
             .ok_or_else(|| bad("the user of its context is not in it".into()))?;
         let server = cluster["cluster"]["server"].as_str().ok_or_else(|| bad("its cluster has no server".into()))?;
@@ -127,6 +112,28 @@ impl Client {
         let cert = pem(&user["user"], "client-certificate-data")?;
         let key = pem(&user["user"], "client-key-data")?;
         let tls = tls(&authority, &cert, &key).map_err(bad)?;
+        Ok(Self::over(server, tls))
+    }
+
+    /// One that has no certificate and believes whoever answers: only for what is checked by other means.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn stranger(server: &str) -> Result<Self, ClientError> {
+        let bad = |reason| ClientError::Garbled { path: server.to_owned(), reason };
+        Ok(Self::over(server, trusting().map_err(bad)?))
+    }
+
+    /// One that has no certificate and trusts this authority, PEM.
+    ///
+    /// # Errors
+    /// The authority cannot be used.
+    pub fn guest(server: &str, authority: &str) -> Result<Self, ClientError> {
+        let bad = |reason| ClientError::Garbled { path: server.to_owned(), reason };
+        Ok(Self::over(server, pinned(authority).map_err(bad)?))
+    }
+
+    fn over(server: &str, tls: rustls::ClientConfig) -> Self {
         // Without this the body waits until the other side acknowledges the head, which it puts off for 40 ms.
         let mut plain = HttpConnector::new();
         plain.enforce_http(false);
@@ -139,7 +146,18 @@ impl Client {
             .wrap_connector(plain);
         let http =
             HyperClient::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(30)).build(connector);
-        Ok(Self { server: server.trim_end_matches('/').to_owned(), http })
+        Self { server: server.trim_end_matches('/').to_owned(), http }
+    }
+
+    /// The whole of an answer that is text.
+    ///
+    /// # Errors
+    /// As `stream`, and an answer that is not UTF-8.
+    pub async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let answer = self.stream(Method::GET, path, "text/plain", None).await?;
+        let bytes = read(path, answer).await?;
+        String::from_utf8(bytes.to_vec())
+            .map_err(|error| ClientError::Garbled { path: path.to_owned(), reason: error.to_string() })
     }
 
     /// Sends a request and returns the answer as it streams.
@@ -206,6 +224,106 @@ impl Client {
     pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.json(Method::GET, path, JSON, None).await
     }
+}
+
+/// The authority a kubeconfig trusts, PEM.
+///
+/// # Errors
+/// No file, or one that is not a kubeconfig with an authority in it.
+pub fn authority(path: &Path) -> Result<String, ClientError> {
+    let (_, _, cluster) = read_config(path)?;
+    let bad = |reason: &str| ClientError::BadConfig { path: path.to_owned(), reason: reason.to_owned() };
+    let text = cluster["cluster"]["certificate-authority-data"].as_str().ok_or_else(|| bad("it has no authority"))?;
+    let pem = base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| bad("its authority is not base64"))?;
+    String::from_utf8(pem).map_err(|_| bad("its authority is not PEM"))
+}
+
+/// A kubeconfig, its current context and that context's cluster.
+fn read_config(path: &Path) -> Result<(Value, Value, Value), ClientError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(ClientError::NoConfig(path.to_owned()));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(ClientError::Forbidden(path.to_owned()));
+        }
+        Err(error) => return Err(ClientError::BadConfig { path: path.to_owned(), reason: error.to_string() }),
+    };
+    let bad = |reason: String| ClientError::BadConfig { path: path.to_owned(), reason };
+    let documents = coracle_manifests::decode::yaml(&text).map_err(|problems| bad(problems[0].to_string()))?;
+    let config = documents.into_iter().next().map(|document| document.value).unwrap_or_default();
+    let context = named(&config["contexts"], config["current-context"].as_str())
+        .ok_or_else(|| bad("its current-context is not in it".into()))?;
+    let cluster = named(&config["clusters"], context["context"]["cluster"].as_str())
+        .ok_or_else(|| bad("the cluster of its context is not in it".into()))?;
+    let (context, cluster) = (context.clone(), cluster.clone());
+    Ok((config, context, cluster))
+}
+
+/// A client configuration that trusts whoever answers: for the one question whose answer is checked by other means.
+fn trusting() -> Result<rustls::ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(Anybody(provider.clone()));
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls_pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Trusts this authority, whatever name the server was dialled by, and the clock only from the authority's birth on.
+fn pinned(authority: &str) -> Result<rustls::ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(authority.as_bytes()) {
+        roots.add(cert.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+    }
+    let clock = coracle_protocol::tls::clock(authority).map_err(|error| error.to_string())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(rustls::ClientConfig::builder_with_details(provider, clock)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }
 
 fn tls(authority: &[u8], cert: &[u8], key: &[u8]) -> Result<rustls::ClientConfig, String> {

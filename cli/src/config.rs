@@ -26,6 +26,9 @@ pub struct Settings {
     pub peer_listen: SocketAddr,
     /// The status page.
     pub status_listen: SocketAddr,
+    /// Images, for other nodes.
+    #[serde(default = "image_listen")]
+    pub image_listen: SocketAddr,
     /// All pods.
     pub cluster_cidr: String,
     /// All services.
@@ -46,6 +49,59 @@ pub struct Settings {
     pub max_pods: u32,
     /// The process that runs with these settings, while it runs.
     pub pid: u32,
+}
+
+/// Where images are for other nodes, in files of a release that did not say.
+fn image_listen() -> SocketAddr {
+    coracle_node_agent::BLOB_LISTEN
+}
+
+/// The cluster this machine has joined, as `join` wrote it down.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Membership {
+    /// Whether this machine is one of its servers.
+    pub server: bool,
+    /// Names the cluster, hexadecimal.
+    pub cluster: String,
+    /// Where its servers were when this machine joined.
+    pub servers: Vec<String>,
+    /// All pods.
+    pub cluster_cidr: String,
+    /// All services.
+    pub service_cidr: String,
+    /// The domain of service names.
+    pub domain: String,
+    /// The prefix length of a node's block.
+    pub node_prefix: u8,
+}
+
+impl Membership {
+    fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("cluster.json")
+    }
+
+    /// What a machine has joined; `None` when it has not.
+    ///
+    /// # Errors
+    /// The file is there and cannot be used.
+    pub fn load(data_dir: &Path) -> Result<Option<Self>, Failure> {
+        let path = Self::path(data_dir);
+        let unusable = |why: String| Failure::failed(format!("cannot read {}: {why}", path.display()));
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| unusable(error.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unusable(error.to_string())),
+        }
+    }
+
+    /// Writes it down, for good.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, data_dir: &Path) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| Failure::failed(error.to_string()))?;
+        coracle_control_plane::pki::write(&Self::path(data_dir), &text).map_err(|error| Failure::from_error(&error))
+    }
 }
 
 impl Settings {

@@ -41,6 +41,12 @@ struct Access {
 }
 
 impl Access {
+    /// The authority that the kubeconfig trusts, PEM.
+    fn authority(&self) -> Result<String, Failure> {
+        let path = self.kubeconfig.clone().unwrap_or_else(|| self.data_dir.join("admin.kubeconfig"));
+        Ok(client::authority(&path)?)
+    }
+
     fn client(&self) -> Result<Client, Failure> {
         let path = self.kubeconfig.clone().unwrap_or_else(|| self.data_dir.join("admin.kubeconfig"));
         Ok(Client::open(&path)?)
@@ -50,6 +56,8 @@ impl Access {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Up(Box<verbs::up::Up>),
+    Join(Box<verbs::join::Join>),
+    Token(verbs::token::Token),
     Down(verbs::down::Down),
     Apply(verbs::apply::Apply),
     Get(verbs::get::Get),
@@ -67,7 +75,7 @@ fn main() -> ExitCode {
     let coracle = Coracle::parse();
     // The servers need every core; one-shot verbs are faster without the threads.
     let mut runtime = match &coracle.verb {
-        Verb::Up(_) => tokio::runtime::Builder::new_multi_thread(),
+        Verb::Up(_) | Verb::Join(_) => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = match runtime.enable_all().build() {
@@ -87,6 +95,8 @@ async fn run(coracle: &Coracle) -> Result<(), Failure> {
     let access = &coracle.access;
     match &coracle.verb {
         Verb::Up(up) => verbs::up::run(&access.data_dir, up).await,
+        Verb::Join(join) => verbs::join::run(&access.data_dir, join).await,
+        Verb::Token(token) => verbs::token::run(access, token).await,
         Verb::Down(down) => verbs::down::run(&access.data_dir, down).await,
         Verb::Apply(apply) => verbs::apply::run(&access.client()?, apply).await,
         Verb::Get(get) => verbs::get::run(&access.client()?, get).await,

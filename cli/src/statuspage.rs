@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
+use coracle_control_plane::ServerStatus;
 use coracle_control_plane::server::ServerHandle;
 use coracle_daemon::DrainWatch;
 use coracle_dashboard::{Cluster, Server, Snapshot, Source, Trees};
@@ -10,6 +12,9 @@ use serde_json::Value;
 
 use crate::config::Settings;
 use crate::failure::Failure;
+
+/// A server that the leader has not heard of for so long is shown as away.
+const SILENT: Duration = Duration::from_secs(3);
 
 /// Starts serving; returns once it listens.
 ///
@@ -61,13 +66,7 @@ impl Source for Memory {
                 api: format!("https://{}", self.server.api_address),
                 revision: view.revision(),
             },
-            servers: vec![Server {
-                name: self.settings.node_name.clone(),
-                address: self.server.peer_address.to_string(),
-                leader: true,
-                reachable: true,
-                problem: self.server.log_trouble().unwrap_or_default().replace("\nhint: ", "; hint: "),
-            }],
+            servers: servers(&self.server),
             ..Snapshot::default()
         };
         snapshot.with(trees)
@@ -80,6 +79,34 @@ impl Source for Memory {
     fn metrics(&self) -> String {
         metrics(&self.server)
     }
+}
+
+/// The cluster's servers as this one knows them; what only the leader knows is empty on others.
+fn servers(server: &ServerHandle) -> Vec<Server> {
+    let own = server.log.figures();
+    let shown = |status: ServerStatus| {
+        let mut problem = String::new();
+        if status.here {
+            problem = server.log_trouble().unwrap_or_default().replace("\nhint: ", "; hint: ");
+        }
+        let reachable = status.silent.is_none_or(|silent| silent < SILENT);
+        if !reachable {
+            problem = "the leader does not hear of it; hint: look whether its machine and `coracle` run there, and at the network between them".to_owned();
+        }
+        Server {
+            name: status.name,
+            address: status.address,
+            leader: status.leader,
+            voter: status.voter,
+            reachable,
+            lag: status.lag,
+            term: own.term,
+            fsync_p99_ms: status.here.then_some(own.fsync_p99.as_secs_f64() * 1000.0),
+            log_bytes: status.here.then_some(own.log_bytes),
+            problem,
+        }
+    };
+    server.log.servers().into_iter().map(shown).collect()
 }
 
 /// Everything this process counts, in the Prometheus text format.

@@ -5,4 +5,5 @@ pub mod disk;
 pub mod kubectl;
 pub mod machine;
 pub mod registry;
+pub mod site;
 pub mod vm;

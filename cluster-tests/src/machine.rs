@@ -22,6 +22,10 @@ pub struct Machine {
     options: Vec<String>,
     data: Option<PathBuf>,
     wrapper: Vec<String>,
+    /// The node's name.
+    node: String,
+    /// `up`, or how it joins.
+    verb: Vec<String>,
 }
 
 /// What a command said.
@@ -107,7 +111,38 @@ impl Machine {
         let mut out = BufReader::new(holder.stdout.take().expect("piped"));
         out.read_line(&mut line).expect("the namespace answers");
         assert_eq!(line, "ready\n", "a network namespace cannot be made: root and iproute2 are needed");
-        Self { dir, holder, up: None, name, number, options: Vec::new(), data: None, wrapper: Vec::new() }
+        Self { dir, holder, up: None, name, number, options: Vec::new(), data: None, wrapper: Vec::new(), node: "node1".to_owned(), verb: vec!["up".to_owned()] }
+    }
+
+    /// Another name than `node1`.
+    #[must_use]
+    pub fn named(mut self, node: &str) -> Self {
+        node.clone_into(&mut self.node);
+        self
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Starts with these words from now on: `up`, or `join` and what it needs.
+    pub fn starts_with(&mut self, words: &[&str]) -> &mut Self {
+        self.verb = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// More flags, for the next start.
+    pub fn set_options(&mut self, options: &[&str]) -> &mut Self {
+        self.options = options.iter().map(|option| (*option).to_owned()).collect();
+        self
+    }
+
+    /// The process that holds the namespace.
+    #[must_use]
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
     }
 
     /// More flags for `coracle up`.
@@ -213,8 +248,8 @@ impl Machine {
             }
             None => self.command(coracle),
         };
-        command.arg("up").arg("--run-dir").arg(self.run());
-        command.args(["--node-name", "node1", "--bridge", &format!("ct{}", self.number), "--table", "coracle"]);
+        command.args(&self.verb).arg("--run-dir").arg(self.run());
+        command.args(["--node-name", &self.node, "--bridge", &format!("ct{}", self.number), "--table", "coracle"]);
         command.args(["--cgroup", &self.cgroup()]).args(&self.options);
         command.stdout(log.try_clone().expect("a log")).stderr(log);
         self.up = Some(command.spawn().expect("coracle up"));
@@ -243,6 +278,34 @@ impl Machine {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.up.as_ref().expect("`coracle up` runs").id()
+    }
+
+    /// Waits until it says that it is ready, after `start`.
+    ///
+    /// # Panics
+    /// It ends, or takes too long.
+    pub fn await_ready(&mut self, before: usize) {
+        self.wait("the program to be ready", |machine| {
+            let ended = machine.up.as_mut().and_then(|up| up.try_wait().ok().flatten());
+            assert!(ended.is_none(), "it ended ({ended:?}):\n{}", machine.log());
+            machine.readies() > before
+        });
+    }
+
+    /// How often it has said that it is ready.
+    #[must_use]
+    pub fn readies(&self) -> usize {
+        self.log().matches("ready\n").count()
+    }
+
+    /// Stops the program's process where it is, or lets it go on.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn freeze(&self, frozen: bool) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).expect("a pid")).expect("a pid");
+        let signal = if frozen { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        rustix::process::kill_process(pid, signal).expect("a signal");
     }
 
     /// `kill -9` of `coracle up`.

@@ -11,9 +11,16 @@ use crate::now;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Transactions that make what is missing; none when all is there. `api` is where the API listens.
+/// Transactions that make what is missing; none when all is there. `apis` is where the API listens, in order; all share the port of
+/// the first, or are left out.
 #[must_use]
-pub fn missing(view: &View, services: Cidr, api: (Ipv4Addr, u16)) -> Vec<Transaction> {
+pub fn missing(view: &View, services: Cidr, apis: &[(Ipv4Addr, u16)]) -> Vec<Transaction> {
+    let Some(api) = apis.first() else { return Vec::new() };
+    let endpoints: Vec<serde_json::Value> = apis
+        .iter()
+        .filter(|(_, port)| *port == api.1)
+        .map(|(ip, _)| json!({"addresses": [ip.to_string()], "conditions": {"ready": true, "serving": true, "terminating": false}}))
+        .collect();
     let mut transactions = Vec::new();
     for name in NAMESPACES {
         if view.find("namespaces", "", name).is_none() {
@@ -68,7 +75,7 @@ pub fn missing(view: &View, services: Cidr, api: (Ipv4Addr, u16)) -> Vec<Transac
             "labels": {"kubernetes.io/service-name": "kubernetes"},
         },
         "addressType": "IPv4",
-        "endpoints": [{"addresses": [api.0.to_string()], "conditions": {"ready": true, "serving": true, "terminating": false}}],
+        "endpoints": endpoints,
         "ports": [{"name": "https", "port": api.1, "protocol": "TCP"}],
     });
     match view.get(&slice) {

@@ -1,6 +1,7 @@
 //! What only the leader does: it runs the controllers and the scheduler, level-triggered, until nothing is left to do.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use coracle_controllers::{Controller, Ids};
 use coracle_daemon::DrainWatch;
 use coracle_store::View;
 
+use crate::cidr::Cidr;
+use crate::memory::LogHandle;
 use crate::now;
 use crate::sessions::Sessions;
 
@@ -46,8 +49,51 @@ pub struct Work {
     pub by_name: std::sync::Mutex<BTreeMap<&'static str, [u64; 4]>>,
 }
 
-/// Runs until the drain.
-pub(crate) async fn run(memory: Arc<dyn Memory>, sessions: Sessions, work: Arc<Work>, drain: DrainWatch) {
+/// What a leader needs beside its memory.
+pub(crate) struct Duties {
+    pub log: LogHandle,
+    pub sessions: Sessions,
+    pub work: Arc<Work>,
+    /// All services, and the port of the API of a server whose own is not known.
+    pub services: Cidr,
+    pub api_port: u16,
+}
+
+/// Leads whenever this server's log does, until the drain.
+pub(crate) async fn run(duties: Duties, drain: DrainWatch) {
+    let own = duties.log.raft().identity().node;
+    let mut leader = duties.log.raft().leader_changes();
+    loop {
+        tokio::select! {
+            // Cancel safe both.
+            led = leader.wait_for(|leader| *leader == Some(own)) => if led.is_err() { return },
+            () = drain.signaled() => return,
+        }
+        let mut lost = leader.clone();
+        tokio::select! {
+            // Not cancel safe, and need not be: what was proposed comes to something or not, and the next leader looks anew.
+            () = lead(&duties, &drain) => {}
+            lost = lost.wait_for(|leader| *leader != Some(own)) => if lost.is_err() { return },
+        }
+        duties.sessions.forget();
+        if drain.is_signaled() {
+            return;
+        }
+    }
+}
+
+/// One leadership. A new leader first sees everything that was acknowledged before.
+async fn lead(duties: &Duties, drain: &DrainWatch) {
+    duties.sessions.forget();
+    while duties.log.raft().read_barrier().await.is_err() {
+        tokio::select! {
+            // Cancel safe both.
+            () = tokio::time::sleep(AFTER_REFUSAL) => {}
+            () = drain.signaled() => return,
+        }
+    }
+    let memory = duties.log.here();
+    let (sessions, work) = (&duties.sessions, &duties.work);
     let mut changes = memory.changes();
     let began = Instant::now();
     let mut seen: Option<View> = None;
@@ -57,7 +103,10 @@ pub(crate) async fn run(memory: Arc<dyn Memory>, sessions: Sessions, work: Arc<W
     let mut pause = AFTER_REFUSAL;
     loop {
         changes.borrow_and_update();
-        let refused = round(&*memory, &sessions, &work, began, seen.as_ref(), timed).await;
+        if timed {
+            keep_own_objects(&*memory, duties).await;
+        }
+        let refused = round(&*memory, sessions, work, began, seen.as_ref(), timed).await;
         seen = refused.view;
         if refused.only_refused {
             tokio::select! {
@@ -78,6 +127,32 @@ pub(crate) async fn run(memory: Arc<dyn Memory>, sessions: Sessions, work: Arc<W
             changed = changes.changed() => if changed.is_err() { return },
             _ = tick.tick() => timed = true,
             () = drain.signaled() => return,
+        }
+    }
+}
+
+/// The namespaces every cluster has, and the Service of its own API with all its servers.
+async fn keep_own_objects(memory: &dyn Memory, duties: &Duties) {
+    let members = duties.log.raft().members();
+    let mut servers: Vec<(Ipv4Addr, u16)> = members
+        .servers
+        .values()
+        .filter_map(|member| {
+            let address: SocketAddr = member.address.parse().ok()?;
+            let port = if member.api_port == 0 { duties.api_port } else { member.api_port };
+            match address.ip() {
+                IpAddr::V4(ip) => Some((ip, port)),
+                IpAddr::V6(_) => None,
+            }
+        })
+        .collect();
+    servers.sort_unstable();
+    if servers.is_empty() {
+        return;
+    }
+    for outcome in memory.propose_many(crate::bootstrap::missing(&memory.view(), duties.services, &servers)).await {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "the cluster's own objects are looked at again");
         }
     }
 }
@@ -121,7 +196,14 @@ async fn round(
         };
     if timed {
         let started = Instant::now();
-        let beats = beat_ages(&memory.view(), sessions, began);
+        let mut beats = beat_ages(&memory.view(), sessions, began);
+        // Silenced first, then asked when they were granted something last: nothing is granted to them in between.
+        let granted = sessions.silence(coracle_controllers::nodehealth::silent(&beats, DEAD_AFTER_MS));
+        for (node, beat) in &mut beats {
+            if let Some(granted) = granted.get(node) {
+                beat.granted_ms = u64::try_from(granted.as_millis()).unwrap_or(u64::MAX);
+            }
+        }
         let plan = coracle_controllers::nodehealth::plan(&memory.view(), now::ms(), &beats, DEAD_AFTER_MS);
         let planned = started.elapsed();
         let outcomes = if plan.is_empty() { Vec::new() } else { memory.propose_many(plan).await };
@@ -171,7 +253,8 @@ fn beat_ages(view: &View, sessions: &Sessions, began: Instant) -> BTreeMap<Strin
     view.list("nodes", None)
         .map(|node| {
             let age = beats.get(&*node.key.name).map_or_else(|| began.elapsed(), |beat| beat.age);
-            (node.key.name.to_string(), Beat { age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX) })
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            (node.key.name.to_string(), Beat { age_ms: ms(age), granted_ms: ms(began.elapsed()) })
         })
         .collect()
 }

@@ -2,15 +2,20 @@
 #![forbid(unsafe_code)]
 
 pub mod bootstrap;
+mod beats;
 pub mod cidr;
 mod cluster;
+pub mod join;
 pub mod kubeconfig;
 mod leader;
 mod memory;
 mod now;
+mod peers;
 pub mod pki;
 pub mod server;
+mod servers;
 pub mod sessions;
 
 pub use coracle_protocol::PROTOCOL;
 pub use leader::Work;
+pub use memory::ServerStatus;

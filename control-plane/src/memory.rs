@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_api::{BoxFuture, Memory, ProposeError, Proposed};
 use coracle_base::{Generation, Revision};
-use coracle_raft::{OpenError, Raft, RaftConfig};
+use coracle_raft::{Member, OpenError, Peers, Raft, RaftConfig};
 use coracle_store::{Event, Transaction, View};
 use tokio::sync::watch;
 
@@ -20,6 +20,27 @@ pub enum MemoryError {
     FirstObjects(#[source] ProposeError),
 }
 
+/// One server of the cluster, as this one knows it.
+#[derive(Debug, Clone)]
+pub struct ServerStatus {
+    /// Its number.
+    pub id: u64,
+    /// Its machine.
+    pub name: String,
+    /// Where others reach it.
+    pub address: String,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Whether it is this one.
+    pub here: bool,
+    /// Since the leader last heard of it; only the leader knows.
+    pub silent: Option<std::time::Duration>,
+    /// Entries it is behind; only the leader knows.
+    pub lag: Option<u64>,
+}
+
 /// The log itself, for metrics and an orderly end.
 #[derive(Clone)]
 pub struct LogHandle {
@@ -27,6 +48,49 @@ pub struct LogHandle {
 }
 
 impl LogHandle {
+    /// The log.
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// The memory as the leader's own tasks see it: what they propose is for this server's log alone.
+    pub(crate) fn here(&self) -> Arc<dyn Memory> {
+        Arc::new(Logged { raft: self.raft.clone(), here: true })
+    }
+
+    /// The cluster's servers.
+    #[must_use]
+    pub fn servers(&self) -> Vec<ServerStatus> {
+        let members = self.raft.members();
+        let (health, leader) = (self.raft.health(), *self.raft.leader_changes().borrow());
+        let (voters, last) = (members.all_voters(), self.raft.metrics().last_index);
+        let own = self.raft.identity().node;
+        let status = |(id, member): (&u64, &Member)| ServerStatus {
+            id: *id,
+            name: member.name.clone(),
+            address: member.address.clone(),
+            leader: leader == Some(*id),
+            voter: voters.contains(id),
+            here: *id == own,
+            silent: health.get(id).and_then(|health| health.silent),
+            lag: health.get(id).map(|health| last.saturating_sub(health.matched)),
+        };
+        members.servers.iter().map(status).collect()
+    }
+
+    /// Figures of this server's log.
+    #[must_use]
+    pub fn figures(&self) -> coracle_raft::RaftMetrics {
+        self.raft.metrics()
+    }
+
+    /// Lets another server lead, when this one does and another can.
+    pub async fn hand_over(&self) {
+        if let Err(reason) = self.raft.hand_over().await {
+            tracing::warn!(reason, "leadership was not handed over; the others will notice");
+        }
+    }
+
     /// The cluster's identity, hexadecimal.
     #[must_use]
     pub fn cluster_id(&self) -> String {
@@ -74,17 +138,39 @@ pub fn check_unused(dir: &Path) -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// What the log of this server needs to know.
+pub(crate) struct LogPlan<'a> {
+    pub dir: &'a Path,
+    pub segment_bytes: u64,
+    /// This server, as others know it.
+    pub member: Member,
+    /// The cluster it belongs to, and where its servers are; `None` for one that makes a cluster, or made it.
+    pub join: Option<(u128, Vec<String>)>,
+}
+
 /// Opens the memory in a folder.
 ///
 /// # Errors
 /// The folder is in use, or what is in it is damaged.
-pub async fn open(dir: &Path, segment_bytes: u64) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
-    let raft = Raft::open(RaftConfig { segment_bytes, reserve_bytes: segment_bytes, ..RaftConfig::new(dir) }).await?;
-    Ok((Arc::new(Logged { raft: raft.clone() }), LogHandle { raft }))
+pub(crate) async fn open(
+    plan: LogPlan<'_>,
+    peers: Arc<dyn Peers>,
+) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
+    let LogPlan { dir, segment_bytes, member, join } = plan;
+    let known = dir.join("identity").exists();
+    let identity = join.as_ref().filter(|_| !known);
+    let identity = identity.map(|(cluster, _)| coracle_raft::Identity { node: rand::random(), cluster: *cluster });
+    let join = join.map(|(_, servers)| servers);
+    let config =
+        RaftConfig { segment_bytes, reserve_bytes: segment_bytes, member, identity, join, ..RaftConfig::new(dir) };
+    let raft = Raft::open_among(config, peers).await?;
+    Ok((Arc::new(Logged { raft: raft.clone(), here: false }), LogHandle { raft }))
 }
 
 struct Logged {
     raft: Raft,
+    /// Proposals are for this server's log alone: those of a leader that leads no more come to nothing.
+    here: bool,
 }
 
 fn in_api_words(error: coracle_raft::ProposeError) -> ProposeError {
@@ -107,12 +193,20 @@ impl Memory for Logged {
     }
 
     fn propose(&self, transaction: Transaction) -> BoxFuture<'_, Proposed> {
-        Box::pin(async { self.raft.propose(transaction).await.map_err(in_api_words) })
+        Box::pin(async move {
+            let answer = self.propose_many(vec![transaction]).await.pop();
+            answer.unwrap_or_else(|| Err(ProposeError::Stopped("no answer came".to_owned())))
+        })
     }
 
     fn propose_many(&self, transactions: Vec<Transaction>) -> BoxFuture<'_, Vec<Proposed>> {
-        Box::pin(async {
-            self.raft.propose_many(transactions).await.into_iter().map(|done| done.map_err(in_api_words)).collect()
+        Box::pin(async move {
+            let answers = if self.here {
+                self.raft.propose_here(transactions).await
+            } else {
+                self.raft.propose_many(transactions).await
+            };
+            answers.into_iter().map(|done| done.map_err(in_api_words)).collect()
         })
     }
 

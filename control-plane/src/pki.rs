@@ -10,10 +10,15 @@ use std::path::{Path, PathBuf};
 
 use rand::Rng as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType, SerialNumber,
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// The group of agents.
+pub const NODES: &str = "system:nodes";
+/// The group of servers.
+pub const SERVERS: &str = "system:servers";
 
 const AUTHORITY_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
@@ -124,6 +129,38 @@ impl Authority {
         &self.cert_pem
     }
 
+    /// The authority's private key, PEM: for a server that joins.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn key_pem(&self) -> Result<String, PkiError> {
+        let path = self.dir.join("ca.key");
+        std::fs::read_to_string(&path).map_err(|source| PkiError::File { action: "read", path, source })
+    }
+
+    /// A certificate for the key of a signing request. Only the key counts: who its holder is says the caller.
+    ///
+    /// # Errors
+    /// The request is none, or is not signed by its key.
+    pub fn sign_request(&self, request_pem: &str, user: &str, group: &str) -> Result<String, PkiError> {
+        let bad = |source| PkiError::Sign(user.to_owned(), source);
+        let mut request = CertificateSigningRequestParams::from_pem(request_pem).map_err(bad)?;
+        request.params = self.leaf_params(user, group);
+        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        Ok(request.signed_by(&self.issuer).map_err(bad)?.pem())
+    }
+
+    fn leaf_params(&self, user: &str, group: &str) -> CertificateParams {
+        let mut params = base_params(user, group, LEAF_DAYS);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        // As old as the authority: no clock of the cluster is believed that is before it.
+        if let Some((year, month, date)) = birth(&self.cert_pem) {
+            params.not_before = rcgen::date_time_ymd(year, month, date);
+        }
+        params
+    }
+
     /// The stored leaf of `subject`, or a new one where there is none, it ends soon, or its names differ.
     ///
     /// # Errors
@@ -145,9 +182,7 @@ impl Authority {
     fn sign(&self, subject: &Subject) -> Result<Credential, PkiError> {
         let bad = |source| PkiError::Sign(subject.user.clone(), source);
         let key = KeyPair::generate().map_err(bad)?;
-        let mut params = base_params(&subject.user, subject.group, LEAF_DAYS);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
+        let mut params = self.leaf_params(&subject.user, subject.group);
         if subject.server {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
@@ -161,6 +196,36 @@ impl Authority {
         let cert = params.signed_by(&key, &self.issuer).map_err(bad)?;
         Ok(Credential { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
     }
+}
+
+/// A new key and a request to have it signed, both PEM.
+///
+/// # Errors
+/// No key can be made.
+pub fn request(user: &str) -> Result<(String, String), PkiError> {
+    let bad = |source| PkiError::Sign(user.to_owned(), source);
+    let key = KeyPair::generate().map_err(bad)?;
+    let request = CertificateParams::default().serialize_request(&key).map_err(bad)?;
+    Ok((request.pem().map_err(bad)?, key.serialize_pem()))
+}
+
+/// The authority of a cluster that this machine joins as a server.
+///
+/// # Errors
+/// The files cannot be written.
+pub fn adopt(dir: &Path, cert_pem: &str, key_pem: &str) -> Result<(), PkiError> {
+    make_dir(dir)?;
+    write(&dir.join("ca.key"), key_pem)?;
+    write(&dir.join("ca.crt"), cert_pem)
+}
+
+/// The day a certificate becomes valid.
+fn birth(cert_pem: &str) -> Option<(i32, u8, u8)> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()).ok()?;
+    let (_, cert) = X509Certificate::from_der(&pem.contents).ok()?;
+    let at = jiff::Timestamp::from_second(cert.validity().not_before.timestamp()).ok()?;
+    let date = jiff::tz::Offset::UTC.to_datetime(at).date();
+    Some((i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs()))
 }
 
 fn make_authority(cert_path: &Path, key_path: &Path, cluster: &str) -> Result<(String, String), PkiError> {
@@ -211,12 +276,16 @@ fn still_good(cert_pem: &str, key_pem: &str, subject: &Subject) -> bool {
     if cert.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
         return false;
     }
+    // A clock before the authority's birth says nothing of how much is left.
+    let early = x509_parser::time::ASN1Time::now() < cert.validity().not_before;
     let left = cert.validity().time_to_expiration().map_or(0, |left| left.whole_days());
+    let left = if early { LEAF_DAYS } else { left };
     if left * 3 < LEAF_DAYS {
         return false;
     }
     let user = cert.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    if user != Some(subject.user.as_str()) {
+    let group = cert.subject().iter_organization().next().and_then(|name| name.as_str().ok()).unwrap_or_default();
+    if user != Some(subject.user.as_str()) || group != subject.group {
         return false;
     }
     let Ok(Some(names)) = cert.subject_alternative_name() else {
@@ -235,7 +304,11 @@ fn still_good(cert_pem: &str, key_pem: &str, subject: &Subject) -> bool {
         })
 }
 
-fn make_dir(dir: &Path) -> Result<(), PkiError> {
+/// Makes a folder for keys, closed to others.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_dir(dir: &Path) -> Result<(), PkiError> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| PkiError::File {
         action: "create",

@@ -7,14 +7,22 @@ use std::time::Duration;
 
 use coracle_api::{ApiConfig, ApiMetrics, Cluster, Memory, ServeError, ServiceAddresses, Tls};
 use coracle_daemon::DrainWatch;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Certificate, Identity, Server as Grpc, ServerTlsConfig};
+use coracle_protocol::tls::{Papers, SERVER_NAME, Wallet};
+use coracle_raft::Member;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server as Grpc;
 
 use crate::cluster::LocalCluster;
-use crate::leader::{self, Work};
-use crate::memory::{MemoryError, open};
-use crate::pki::{Authority, Credential, PkiError, Subject, write};
+use crate::join::Gate;
+use crate::leader::{self, Duties, Work};
+use crate::memory::{LogHandle, LogPlan, MemoryError, open};
+use crate::peers::ServerPeers;
+use crate::pki::{Authority, Credential, NODES, PkiError, SERVERS, Subject, write};
+use crate::servers::ServerDoor;
 use crate::sessions::{NetworkPlan, Sessions};
 use crate::{bootstrap, kubeconfig};
 
@@ -35,6 +43,17 @@ pub struct ServerConfig {
     pub network: NetworkPlan,
     /// Size of a segment of the log; space for three of them is set aside.
     pub log_segment_bytes: u64,
+    /// The cluster this server joins or has joined; `None` for one that makes its own, or made it.
+    pub join: Option<JoinedCluster>,
+}
+
+/// A cluster that a server joins.
+#[derive(Debug, Clone)]
+pub struct JoinedCluster {
+    /// Hexadecimal.
+    pub cluster: String,
+    /// Where its servers listen for others.
+    pub servers: Vec<String>,
 }
 
 /// Why a server did not start.
@@ -60,9 +79,12 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
-    /// TLS for agents.
-    #[error("the agents' port cannot use its certificate")]
-    Tls(#[source] tonic::transport::Error),
+    /// Not taken in.
+    #[error("the servers of the cluster did not take this one in: {0}")]
+    Join(String),
+    /// TLS between servers and agents.
+    #[error(transparent)]
+    Papers(#[from] coracle_protocol::tls::TlsError),
     /// The block of services overlaps that of pods.
     #[error(
         "the service block {services} overlaps the cluster block {cluster}\nhint: choose blocks that share no address, with --cluster-cidr and --service-cidr"
@@ -88,6 +110,8 @@ pub struct ServerHandle {
     pub node_credential: Credential,
     /// The authority's certificate, PEM.
     pub ca_pem: String,
+    /// What the log says of this server and the others.
+    pub log: LogHandle,
     /// The memory.
     pub memory: Arc<dyn Memory>,
     /// Agents.
@@ -96,7 +120,6 @@ pub struct ServerHandle {
     pub api_metrics: ApiMetrics,
     /// What the controllers did.
     pub work: Arc<Work>,
-    log: crate::memory::LogHandle,
 }
 
 impl ServerHandle {
@@ -112,14 +135,18 @@ impl ServerHandle {
         self.log.trouble()
     }
 
-    /// Closes the log: what is acknowledged is on disk anyway, this only stops the threads.
+    /// Lets another server lead when this one does, and closes the log: what is acknowledged is on disk anyway.
     pub async fn close(&self) {
+        self.log.hand_over().await;
         self.log.close().await;
     }
 }
 
-/// The node's certificate name among servers and agents.
-const SERVER_NAME: &str = "coracle-server";
+/// How long a server that joins asks to be taken in.
+const JOIN_WITHIN: Duration = Duration::from_secs(30);
+/// TLS handshakes of agents and servers at a time, and how long one may take.
+const HANDSHAKES: usize = 256;
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Starts a server; returns once it answers.
 ///
@@ -132,20 +159,77 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
             cluster: config.network.cluster_cidr.to_string(),
         });
     }
-    let (memory, log) = open(&config.data_dir.join("log"), config.log_segment_bytes).await?;
-    let authority = Authority::open(&config.data_dir.join("pki"), &log.cluster_id())?;
+    let pki = config.data_dir.join("pki");
+    let authority = Arc::new(Authority::open(&pki, &format!("{:08x}", rand::random::<u32>()))?);
     let server = authority.leaf(&server_subject(&config))?;
     let admin = authority.leaf(&client_subject("admin", "kubernetes-admin", "system:masters"))?;
-    let node = authority.leaf(&client_subject("node", &format!("system:node:{}", config.node_name), "system:nodes"))?;
-    first_objects(&*memory, &config).await?;
+    let node = authority.leaf(&client_subject("node", &format!("system:node:{}", config.node_name), NODES))?;
+    let ca_pem = authority.cert_pem().to_owned();
+    let wallet = Wallet::new(&Papers {
+        cert_pem: server.cert_pem.clone(),
+        key_pem: server.key_pem.clone(),
+        ca_pem: ca_pem.clone(),
+    })?;
 
-    let sessions = Sessions::new(memory.clone(), log.cluster_id(), config.network.clone());
-    let peer_address = serve_agents(&config, &authority, &server, &sessions, &drain).await?;
+    let door = ServerDoor { raft: Arc::default(), sessions: Arc::default() };
+    let listener = listen(config.peer_listen).await?;
+    let peer_address = listener.local_addr().map_err(|source| ServerError::Listen { address: config.peer_listen, source })?;
+    let peers = ServerPeers::new(wallet.clone());
+    let member = Member {
+        // A server on the loopback has no address for others.
+        address: if config.node_ip.is_loopback() {
+            String::new()
+        } else {
+            SocketAddr::new(IpAddr::V4(config.node_ip), peer_address.port()).to_string()
+        },
+        name: config.node_name.clone(),
+        api_port: config.api_listen.port(),
+    };
+    let join = config.join.as_ref().map(|join| {
+        let cluster = u128::from_str_radix(&join.cluster, 16).map_err(|_| ServerError::Join("the cluster's name is no number".to_owned()))?;
+        Ok::<_, ServerError>((cluster, join.servers.clone()))
+    });
+    let plan = LogPlan {
+        dir: &config.data_dir.join("log"),
+        segment_bytes: config.log_segment_bytes,
+        member,
+        join: join.transpose()?,
+    };
+    let (memory, log) = open(plan, Arc::new(peers.clone())).await?;
+    let sessions = Sessions::new(memory.clone(), log.cluster_id(), config.network.clone(), authority.clone());
+    let _ = door.raft.set(log.raft().clone());
+    let _ = door.sessions.set(sessions.clone());
+    serve_agents(listener, &wallet, &door, &sessions, &drain);
+    if let Some(join) = &config.join
+        && !log.raft().is_member()
+    {
+        let joined = log.raft().join(&join.servers, JOIN_WITHIN).await;
+        joined.map_err(ServerError::Join)?;
+    }
+    // On a cluster of one the API opens with everything in place; elsewhere the leader sees to it.
+    if log.raft().is_leader() {
+        first_objects(&*memory, &config).await?;
+    }
+
     let api_metrics = ApiMetrics::default();
-    let cluster: Arc<dyn Cluster> = Arc::new(LocalCluster::new(memory.clone(), sessions.clone()));
+    let gate = Gate {
+        authority: authority.clone(),
+        cluster: log.cluster_id(),
+        cluster_cidr: config.network.cluster_cidr,
+        service_cidr: config.network.service_cidr,
+        domain: config.network.domain.clone(),
+        node_prefix: config.network.node_prefix,
+    };
+    let cluster: Arc<dyn Cluster> = Arc::new(LocalCluster {
+        memory: memory.clone(),
+        sessions: sessions.clone(),
+        log: log.clone(),
+        peers: peers.clone(),
+        gate,
+    });
     let api = ApiConfig {
         listen: config.api_listen,
-        tls: Tls { cert_pem: server.cert_pem, key_pem: server.key_pem, client_ca_pem: authority.cert_pem().to_owned() },
+        tls: Tls { cert_pem: server.cert_pem, key_pem: server.key_pem, client_ca_pem: ca_pem.clone() },
         services: ServiceAddresses {
             base: config.network.service_cidr.address(0).unwrap_or(Ipv4Addr::UNSPECIFIED),
             prefix: config.network.service_cidr.prefix(),
@@ -154,7 +238,15 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     };
     let api_address = coracle_api::serve(api, cluster, drain.token()).await?;
     let work = Arc::new(Work::default());
-    drain.spawn(leader::run(memory.clone(), sessions.clone(), work.clone(), drain.clone()));
+    let duties = Duties {
+        log: log.clone(),
+        sessions: sessions.clone(),
+        work: work.clone(),
+        services: config.network.service_cidr,
+        api_port: api_address.port(),
+    };
+    drain.spawn(leader::run(duties, drain.clone()));
+    drain.spawn(crate::beats::run(log.raft().clone(), peers, sessions.clone(), drain.clone()));
 
     let kubeconfig = config.data_dir.join("admin.kubeconfig");
     let host = if api_address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { api_address.ip() };
@@ -165,7 +257,7 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
         peer_address,
         kubeconfig,
         node_credential: node,
-        ca_pem: authority.cert_pem().to_owned(),
+        ca_pem,
         memory,
         sessions,
         api_metrics,
@@ -180,12 +272,6 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
 /// One does.
 pub fn check_unused(data_dir: &std::path::Path) -> Result<(), ServerError> {
     Ok(crate::memory::check_unused(&data_dir.join("log"))?)
-}
-
-/// The name an agent expects of a server.
-#[must_use]
-pub fn server_name() -> &'static str {
-    SERVER_NAME
 }
 
 fn server_subject(config: &ServerConfig) -> Subject {
@@ -208,7 +294,7 @@ fn server_subject(config: &ServerConfig) -> Subject {
     }
     addresses.sort();
     addresses.dedup();
-    Subject { file: "server", user: SERVER_NAME.to_owned(), group: "", names, addresses, server: true, client: true }
+    Subject { file: "server", user: SERVER_NAME.to_owned(), group: SERVERS, names, addresses, server: true, client: true }
 }
 
 fn client_subject(file: &'static str, user: &str, group: &'static str) -> Subject {
@@ -225,43 +311,66 @@ fn client_subject(file: &'static str, user: &str, group: &'static str) -> Subjec
 
 /// Makes what a new cluster holds before anybody wrote anything.
 async fn first_objects(memory: &dyn Memory, config: &ServerConfig) -> Result<(), MemoryError> {
-    let api = (config.node_ip, config.api_listen.port());
-    let missing = bootstrap::missing(&memory.view(), config.network.service_cidr, api);
+    let api = [(config.node_ip, config.api_listen.port())];
+    let missing = bootstrap::missing(&memory.view(), config.network.service_cidr, &api);
     for outcome in memory.propose_many(missing).await {
         outcome.map_err(MemoryError::FirstObjects)?;
     }
     Ok(())
 }
 
-async fn serve_agents(
-    config: &ServerConfig,
-    authority: &Authority,
-    server: &Credential,
-    sessions: &Sessions,
-    drain: &DrainWatch,
-) -> Result<SocketAddr, ServerError> {
-    let address = config.peer_listen;
-    let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
-    let bound = listener.local_addr().map_err(|source| ServerError::Listen { address, source })?;
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(&server.cert_pem, &server.key_pem))
-        .client_ca_root(Certificate::from_pem(authority.cert_pem()));
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+}
+
+fn serve_agents(listener: TcpListener, wallet: &Wallet, door: &ServerDoor, sessions: &Sessions, drain: &DrainWatch) {
     let mut grpc = Grpc::builder()
-        .tls_config(tls)
-        .map_err(ServerError::Tls)?
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .tcp_nodelay(true);
-    let router = grpc.add_service(sessions.service());
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)));
+    let router = grpc.add_service(sessions.service()).add_service(door.service());
+    let (connections, incoming) = mpsc::channel(HANDSHAKES);
+    drain.spawn(accept(listener, wallet.acceptor(), connections, drain.clone()));
     let until = drain.clone();
     drain.spawn(async move {
-        let incoming = TcpListenerStream::new(listener);
         // A session never ends by itself: on drain the sessions are simply dropped, and the agents dial again.
-        let served = router.serve_with_incoming(incoming);
+        let served = router.serve_with_incoming(ReceiverStream::new(incoming));
         tokio::select! {
             outcome = served => if let Err(error) = outcome { tracing::error!(%error, "the agents' port has closed") },
             () = until.signaled() => {}
         }
     });
-    Ok(bound)
+}
+
+/// Handshakes, several at a time: a stranger that says nothing holds nobody up.
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    connections: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
+    drain: DrainWatch,
+) {
+    let places = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            // Cancel safe: a connection is taken whole or not at all.
+            accepted = listener.accept() => accepted,
+            () = drain.signaled() => return,
+        };
+        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        match accepted {
+            Ok((stream, _)) => drop(tokio::spawn(async move {
+                let _ = stream.set_nodelay(true);
+                let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
+                drop(place);
+                if let Ok(Ok(stream)) = shaken {
+                    // On drain nobody takes it any more.
+                    let _ = connections.send(Ok(stream)).await;
+                }
+            })),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of an agent");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
 }

@@ -47,8 +47,18 @@ pub struct Server {
     pub address: String,
     /// Whether it leads.
     pub leader: bool,
+    /// Whether it votes; one that does not learns and stands by.
+    pub voter: bool,
     /// Whether it is heard of.
     pub reachable: bool,
+    /// Entries of the log that it is behind, as the leader knows.
+    pub lag: Option<u64>,
+    /// The leader's term, as the server of this page knows it.
+    pub term: u64,
+    /// What its log waits for the disk, 99 of 100 times at most, in milliseconds; of the server of this page only.
+    pub fsync_p99_ms: Option<f64>,
+    /// What its log uses, in bytes; of the server of this page only.
+    pub log_bytes: Option<u64>,
     /// What is not as it should be, and what to do; empty when all is well.
     pub problem: String,
 }

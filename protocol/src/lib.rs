@@ -7,6 +7,8 @@ pub mod v1 {
     tonic::include_proto!("coracle.v1");
 }
 
+pub mod tls;
+
 /// The protocol number both ends of a session state.
 pub const PROTOCOL: u32 = 1;
 

@@ -1,12 +1,11 @@
 //! `coracle down`: stops everything that `up` started and leaves no trace on the machine; the data stays.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use coracle_daemon::Drain;
-use coracle_node_agent::{Agent, AgentConfig, Identity, NetworkNames};
+use coracle_node_agent::{Agent, Identity};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::config::Settings;
@@ -39,22 +38,8 @@ pub async fn run(data_dir: &Path, down: &Down) -> Result<(), Failure> {
     preflight::root("sudo coracle down")?;
     stop_process(&settings).await?;
     // An agent without a server, which starts nothing: it finds what is left by the same names, and takes it down.
-    let config = AgentConfig {
-        node_name: settings.node_name.clone(),
-        data_dir: settings.data_dir.clone(),
-        run_dir: settings.run_dir.clone(),
-        servers: Vec::new(),
-        identity: Identity { cert_pem: String::new(), key_pem: String::new(), ca_pem: String::new() },
-        network: NetworkNames { bridge: settings.bridge.clone(), table: settings.table.clone() },
-        cgroup_name: settings.cgroup.clone(),
-        node_ip: match settings.node_ip {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        },
-        labels: std::collections::BTreeMap::new(),
-        max_pods: settings.max_pods,
-        dns_upstreams: Vec::new(),
-    };
+    let nobody = Identity { cert_pem: String::new(), key_pem: String::new(), ca_pem: String::new() };
+    let config = super::up::agent_config(&settings, Vec::new(), nobody);
     let drain = Drain::new();
     let left = Agent::remove_leftovers(config, Duration::from_secs(down.timeout), drain.watch())
         .await

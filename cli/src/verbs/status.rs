@@ -20,6 +20,9 @@ use crate::output::{self, columns, text};
     after_help = "Examples:\n  coracle status\n  coracle status -o json | jq .pods\n\nExit codes: 0 all is well, 1 it cannot be told, 5 something is not as it should be"
 )]
 pub struct Status {
+    /// Only the servers: who leads, who votes, who is behind, and how this one's disk does
+    #[arg(long)]
+    servers: bool,
     /// How to print
     #[arg(short, long, value_enum, default_value = "table")]
     output: output::Format,
@@ -59,11 +62,46 @@ pub async fn run(data_dir: &Path, status: &Status) -> Result<(), Failure> {
 }
 
 fn output_of(status: &Status, answer: &Value) -> String {
+    if status.servers {
+        let servers = &answer["servers"];
+        return match status.output {
+            output::Format::Json => output::json(servers) + "\n",
+            output::Format::Yaml => output::yaml(servers),
+            _ => server_rows(servers),
+        };
+    }
     match status.output {
         output::Format::Json => output::json(answer) + "\n",
         output::Format::Yaml => output::yaml(answer),
         _ => words(answer),
     }
+}
+
+fn server_rows(servers: &Value) -> String {
+    let header = ["NAME", "ADDRESS", "ROLE", "TERM", "BEHIND", "FSYNC P99", "LOG"].map(ToOwned::to_owned);
+    let rows: Vec<Vec<String>> = list(servers)
+        .iter()
+        .map(|server| {
+            let role = match (server["leader"] == true, server["voter"] == true) {
+                (true, _) => "leader",
+                (_, true) => "voter",
+                _ => "learner",
+            };
+            let role = if server["reachable"] == false { format!("{role}, silent") } else { role.to_owned() };
+            let fsync = server["fsync_p99_ms"].as_f64().map_or_else(String::new, |ms| format!("{ms:.1} ms"));
+            let log = server["log_bytes"].as_u64().map_or_else(String::new, |bytes| format!("{} MB", bytes >> 20));
+            vec![
+                text(&server["name"]),
+                text(&server["address"]),
+                role,
+                text(&server["term"]),
+                text(&server["lag"]),
+                fsync,
+                log,
+            ]
+        })
+        .collect();
+    columns(&header, &rows)
 }
 
 /// What is not as it should be, in words.

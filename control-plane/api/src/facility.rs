@@ -86,6 +86,25 @@ pub struct LogQuery {
     pub limit_bytes: Option<u64>,
 }
 
+/// A server of the cluster, as administrators see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerEntry {
+    /// Its number.
+    pub id: u64,
+    /// Its machine.
+    pub name: String,
+    /// Where agents and servers reach it: `host:port`; empty while it is alone on the loopback.
+    pub address: String,
+    /// Where its API is: `https://host:port`; empty when that is not known.
+    pub api: String,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Whether it is the one that answers.
+    pub here: bool,
+}
+
 /// Log text as it comes; an `Err` says why it ended.
 pub type LogChunks = mpsc::Receiver<Result<Bytes, String>>;
 
@@ -98,5 +117,27 @@ pub trait Cluster: Memory {
     fn holder<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Option<Who>> {
         let _ = token;
         Box::pin(std::future::ready(None))
+    }
+
+    /// The certificate of the cluster's authority, PEM: for a machine that is about to join. `None`: nobody can.
+    fn authority(&self) -> Option<String> {
+        None
+    }
+
+    /// Lets a machine in, or refuses with an HTTP status and words. Whoever asks has shown nothing but what is in the body.
+    fn join<'a>(&'a self, body: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, (u16, String)>> {
+        let _ = body;
+        Box::pin(std::future::ready(Err((404, "nobody can join here".to_owned()))))
+    }
+
+    /// The cluster's servers.
+    fn servers(&self) -> Vec<ServerEntry> {
+        Vec::new()
+    }
+
+    /// Takes a server out of the cluster for good, or refuses with an HTTP status and words: 404 there is none of this number, 409
+    /// it cannot go, 503 nobody could be asked.
+    fn remove_server(&self, id: u64) -> BoxFuture<'_, Result<(), (u16, String)>> {
+        Box::pin(std::future::ready(Err((404, format!("there is no server {id:016x}")))))
     }
 }

@@ -8,6 +8,14 @@ use crate::reviews::{REVIEWS, Review};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Version,
+    /// The certificate of the authority, for a machine that is about to join.
+    Authority,
+    /// A machine joins.
+    Join,
+    /// The cluster's servers.
+    Servers,
+    /// One of them, by its number, is taken out.
+    RemoveServer(String),
     Health,
     Core,
     Groups,
@@ -36,6 +44,10 @@ pub(crate) fn route(path: &str) -> Route {
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     match parts.as_slice() {
         ["version"] => Route::Version,
+        ["coracle.dev", "v1", "authority"] => Route::Authority,
+        ["coracle.dev", "v1", "join"] => Route::Join,
+        ["coracle.dev", "v1", "servers"] => Route::Servers,
+        ["coracle.dev", "v1", "servers", id, "remove"] => Route::RemoveServer((*id).to_owned()),
         ["healthz" | "livez" | "readyz", ..] => Route::Health,
         ["api"] => Route::Core,
         ["apis"] => Route::Groups,

@@ -272,8 +272,8 @@ fn node(node: &Value, name: Value, age: Value) -> Vec<Value> {
     let ready = list(&node["status"]["conditions"]).iter().find(|condition| condition["type"] == "Ready");
     let mut status = match ready.map(|condition| text(&condition["status"])) {
         Some("True") => "Ready".to_owned(),
-        Some("False") => "NotReady".to_owned(),
-        _ => "Unknown".to_owned(),
+        Some(_) => "NotReady".to_owned(),
+        None => "Unknown".to_owned(),
     };
     if node["spec"]["unschedulable"] == true {
         status.push_str(",SchedulingDisabled");

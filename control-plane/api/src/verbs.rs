@@ -22,6 +22,9 @@ use crate::{change, delete, discovery, list, logs, may, openapi, reviews, watch,
 /// The largest body of a request: an object is at most 1.5 MB, its JSON may be escaped.
 const MAX_BODY: usize = 3 << 20;
 
+/// What a machine that joins has to say.
+const MAX_JOIN: usize = 64 << 10;
+
 /// A request whose body has been read.
 pub(crate) struct Asked {
     pub(crate) method: Method,
@@ -78,8 +81,9 @@ pub(crate) async fn handle(
     let (parts, body) = request.into_parts();
     let route = route(parts.uri.path());
     let (verb, resource) = labels(&parts, &route);
-    let outcome = match open_route(&route) {
+    let outcome = match open_route(&door, &route) {
         Some(answer) => answer,
+        None if matches!(route, Route::Join) => join(&door, &parts, body).await,
         None => match who::of_request(&*door.cluster, &shown, &parts.headers).await {
             Ok(who) => {
                 if who.is_known() && !standing.promote() {
@@ -101,11 +105,31 @@ pub(crate) async fn handle(
 }
 
 /// What everybody may see.
-fn open_route(route: &Route) -> Option<Answer> {
+fn open_route(door: &Door, route: &Route) -> Option<Answer> {
     match route {
         Route::Version => Some(Ok(answer::json(StatusCode::OK, &discovery::version()))),
         Route::Health => Some(Ok(answer::text("ok"))),
+        Route::Authority => Some(door.cluster.authority().map_or_else(|| Err(Failure::no_such_path()), |pem| Ok(answer::text(pem)))),
         _ => None,
+    }
+}
+
+/// A machine that joins has shown nothing yet: what it holds is in the body, which is small.
+async fn join(door: &Door, parts: &Parts, body: Incoming) -> Answer {
+    if parts.method != Method::POST {
+        return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "joining takes a POST"));
+    }
+    let read = Limited::new(body, MAX_JOIN).collect();
+    let body = match tokio::time::timeout(door.patience.body, read).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        _ => return Err(Failure::bad_request("the body did not come whole, or is too large")),
+    };
+    match door.cluster.join(&body).await {
+        Ok(answer) => Ok(answer::bytes(StatusCode::OK, "application/json", answer)),
+        Err((code, words)) => {
+            let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Err(Failure::new(code, "JoinRefused", words))
+        }
     }
 }
 

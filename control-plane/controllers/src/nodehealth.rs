@@ -13,13 +13,28 @@ use std::sync::Arc;
 use coracle_base::Millis;
 use coracle_manifests::time::rfc3339;
 use coracle_manifests::view::{condition, is_deleting, is_finished, is_true, list, text};
-use coracle_store::{Object, Transaction, View};
+use coracle_store::{Expect, Object, Op, Transaction, View};
 use serde_json::{Value, json};
 
 use crate::objects::{millis, remove, update};
 
 /// How long a silent node keeps its pods: an agent that is only restarted is back by then.
 pub const EVICT_AFTER_MS: Millis = 3_000;
+
+/// How long a lease for fenced pods lasts, from the moment its node sent the beat that it answers.
+pub const LEASE_MS: Millis = 5_000;
+
+/// What is waited beyond the lease before a fenced pod counts as ended: clocks that run apart, and the time to kill it.
+pub const FENCE_MARGIN_MS: Millis = 2_000;
+
+/// What the owner of a pod that must be unique writes to have it moved when its node falls silent.
+pub const FENCED: &str = "coracle.dev/fenced";
+
+/// Whether a pod runs only while its node holds a lease.
+#[must_use]
+pub fn is_fenced(pod: &Value) -> bool {
+    pod["metadata"]["annotations"][FENCED] == "true"
+}
 
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -30,6 +45,15 @@ const SILENT: &str = "NodeStatusUnknown";
 pub struct Beat {
     /// Since the last beat, or since this server began to lead when there was none.
     pub age_ms: Millis,
+    /// Since fenced pods of the node were last granted a lease, or since this server began to lead when it granted none. None is
+    /// granted to a node that this leader holds for silent.
+    pub granted_ms: Millis,
+}
+
+/// The nodes that are silent for so long that they count as dead. No lease is granted to them from now on.
+#[must_use]
+pub fn silent(beats: &BTreeMap<String, Beat>, dead_after_ms: Millis) -> Vec<String> {
+    beats.iter().filter(|(_, beat)| beat.age_ms > dead_after_ms).map(|(node, _)| node.clone()).collect()
 }
 
 /// What should change now. A node that `beats` does not name is left as it is. `dead_after_ms` is how long a node may be
@@ -54,6 +78,9 @@ pub fn plan(view: &View, now: Millis, beats: &BTreeMap<String, Beat>, dead_after
     if evicting {
         for (node, wanted) in &nodes {
             transactions.extend(evict(view, &node.key.name, wanted, now));
+            if let Some(beat) = beats.get(&*node.key.name).filter(|_| is_silent(wanted)) {
+                transactions.extend(fenced_out(view, &node.key.name, beat));
+            }
         }
     }
     transactions
@@ -140,10 +167,24 @@ fn evict(view: &View, name: &str, node: &Value, now: Millis) -> Vec<Transaction>
     }
     view.pods_on(name)
         .filter(|pod| !is_deleting(pod.tree()) && !is_finished(pod.tree()))
+        .filter(|pod| !is_fenced(pod.tree()))
         .filter(|pod| taints.iter().any(|taint| leaves(pod.tree(), taint, now)))
         .filter_map(|pod| remove(pod, now))
         .map(Transaction::from)
         .collect()
+}
+
+/// Fenced pods of a silent node whose lease has certainly run out: they have ended, whatever the node does, so their objects go without
+/// its word, and others may take their place.
+fn fenced_out(view: &View, name: &str, beat: &Beat) -> Vec<Transaction> {
+    if beat.age_ms <= EVICT_AFTER_MS || beat.granted_ms <= LEASE_MS + FENCE_MARGIN_MS {
+        return Vec::new();
+    }
+    let gone = |pod: &Arc<Object>| {
+        let expect = Expect { uid: Some(pod.uid.clone()), revision: Some(pod.revision) };
+        Transaction::from(Op::Delete { key: pod.key.clone(), expect })
+    };
+    view.pods_on(name).filter(|pod| is_fenced(pod.tree()) && !is_finished(pod.tree())).map(gone).collect()
 }
 
 fn leaves(pod: &Value, taint: &Value, now: Millis) -> bool {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use coracle_base::Millis;
 use coracle_manifests::selector::Labels;
-use coracle_manifests::view::{controller_uid, int, is_deleting, list, text};
+use coracle_manifests::view::{controller_uid, int, is_deleting, is_finished, list, text};
 use coracle_store::{Key, Object, Op, Transaction, View};
 use serde_json::{Value, json};
 
 use crate::objects::{Note, REPLICASETS, adopt, controller_reference, create, disown, event, remove, status};
+use crate::nodehealth::is_fenced;
 use crate::pods::{count, is_active, is_ready, ready_since, silent_nodes};
 use crate::{Ids, objects};
 
@@ -49,8 +50,14 @@ pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
         transactions.extend(set_status(set, &replicas, now, &silent).map(Transaction::from));
         if !is_deleting(set.tree()) {
             let scope = Scope { view, now, silent: &silent };
+            // A fenced pod that is going may still run: another comes only when it is gone.
+            let going = if is_fenced(&set.tree()["spec"]["template"]) {
+                controlled(view, set, "pods").filter(|pod| is_deleting(pod.tree()) && !is_finished(pod.tree())).count()
+            } else {
+                0
+            };
             transactions.extend(shrink(&scope, set, &mut replicas, ids));
-            made.extend(grow(&scope, set, replicas.len(), ids));
+            made.extend(grow(&scope, set, replicas.len() + going, ids));
         }
     }
     transactions.extend(made);

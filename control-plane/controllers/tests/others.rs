@@ -406,6 +406,40 @@ mod nodes {
     }
 
     #[test]
+    fn a_fenced_pod_moves_only_when_its_lease_has_certainly_run_out() {
+        let mut world = World::with_nodes(&["a", "b", "c"]);
+        let mut value = deployment("only", 1);
+        value["spec"]["strategy"] = json!({"type": "Recreate"});
+        value["spec"]["template"]["metadata"]["annotations"] = json!({"coracle.dev/fenced": "true"});
+        world.create(value);
+        world.run_to_rest();
+        let on = |world: &World| {
+            let pods = world.list("pods");
+            pods.iter().map(|pod| text(&pod.tree()["spec"]["nodeName"]).to_owned()).collect::<Vec<_>>()
+        };
+        let [node] = <[String; 1]>::try_from(on(&world)).unwrap();
+        // Silent for long, but granted a lease a moment ago by what this leader knows.
+        let beat = world.beats.get_mut(&node).unwrap();
+        (beat.age_ms, beat.granted_ms) = (60_000, 6_999);
+        world.now += 60_000;
+        world.settle();
+        assert_eq!(on(&world), [node.clone()], "it may still run there");
+        assert!(world.list("pods").iter().all(|pod| !is_deleting(pod.tree())), "nobody waits for its node's word");
+        // A user deletes it: its successor waits for the same proof.
+        let name = world.list("pods")[0].key.name.to_string();
+        world.edit("pods", &name, |pod| {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-11-26T00:00:00Z");
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        });
+        world.settle();
+        assert_eq!(on(&world).len(), 1, "no second one beside it");
+        world.beats.get_mut(&node).unwrap().granted_ms = 7_001;
+        world.settle();
+        let [moved] = <[String; 1]>::try_from(on(&world)).unwrap();
+        assert_ne!(moved, node);
+    }
+
+    #[test]
     fn nothing_is_evicted_when_there_is_nowhere_to_go_or_this_server_is_cut_off() {
         for nodes in [&["a"][..], &["a", "b", "c"][..]] {
             let mut world = World::with_nodes(nodes);

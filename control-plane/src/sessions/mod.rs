@@ -14,7 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_protocol::v1::agents_server::{Agents, AgentsServer};
-use coracle_protocol::v1::{FromAgent, FromServer, Settings, TunnelDown, TunnelUp, Welcome, from_agent, from_server};
+use coracle_protocol::v1::{
+    BeatsReport, FromAgent, FromServer, Lease, NodeBeat, Renewal, Renewed, Settings, TunnelDown, TunnelUp, Welcome, from_agent,
+    from_server,
+};
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +25,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::pki::{Authority, NODES};
 use coracle_api::Memory;
 pub use register::NetworkPlan;
 pub use tunnels::{TunnelChunks, TunnelError};
@@ -47,8 +51,25 @@ struct AgentEntry {
     /// Which session owns the entry: a reconnect replaces the older one.
     session: u64,
     last_beat: Instant,
+    /// When the last beat was sent, on the agent's clock.
+    sent_boottime_ms: u64,
     connected: bool,
     down: mpsc::Sender<Result<FromServer, Status>>,
+}
+
+/// Leases, while this server leads.
+#[derive(Default)]
+struct Grants {
+    /// When a node was last granted some.
+    at: HashMap<String, Instant>,
+    /// Nodes that count as dead: they get none.
+    silent: std::collections::HashSet<String>,
+}
+
+/// What another server said of a node.
+struct Heard {
+    last_beat: Instant,
+    connected: bool,
 }
 
 /// All sessions of this server. Cheap to clone.
@@ -61,20 +82,33 @@ struct Inner {
     memory: Arc<dyn Memory>,
     cluster_id: String,
     plan: NetworkPlan,
+    authority: Arc<Authority>,
     agents: Mutex<HashMap<String, AgentEntry>>,
+    /// Nodes whose sessions other servers hold: while this one leads. Bounded by the nodes there are.
+    heard: Mutex<HashMap<String, Heard>>,
+    grants: Mutex<Grants>,
+    /// Where the cluster's servers listen.
+    servers: Mutex<Vec<String>>,
+    /// Whether this server has heard of a leader lately: without one it knows nothing new.
+    useful: std::sync::atomic::AtomicBool,
     tunnels: tunnels::Waiting,
     next_session: std::sync::atomic::AtomicU64,
 }
 
 impl Sessions {
     /// Sessions over a memory, with the network every agent is told of.
-    pub fn new(memory: Arc<dyn Memory>, cluster_id: String, plan: NetworkPlan) -> Self {
+    pub fn new(memory: Arc<dyn Memory>, cluster_id: String, plan: NetworkPlan, authority: Arc<Authority>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 memory,
                 cluster_id,
                 plan,
+                authority,
                 agents: Mutex::default(),
+                heard: Mutex::default(),
+                grants: Mutex::default(),
+                servers: Mutex::default(),
+                useful: std::sync::atomic::AtomicBool::new(true),
                 tunnels: tunnels::Waiting::default(),
                 next_session: std::sync::atomic::AtomicU64::new(1),
             }),
@@ -89,14 +123,139 @@ impl Sessions {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Age of each known node's last beat.
+    /// Age of each known node's last beat: of the sessions here, and of those that other servers told of.
     #[must_use]
     pub fn beats(&self) -> HashMap<String, BeatAge> {
         let now = Instant::now();
-        self.agents()
+        let mut ages: HashMap<String, BeatAge> = self
+            .agents()
             .iter()
             .map(|(node, entry)| (node.clone(), BeatAge { age: now - entry.last_beat, connected: entry.connected }))
-            .collect()
+            .collect();
+        for (node, heard) in lock(&self.inner.heard).iter() {
+            let told = BeatAge { age: now - heard.last_beat, connected: heard.connected };
+            let known = ages.entry(node.clone()).or_insert(told);
+            if told.age < known.age {
+                *known = told;
+            }
+        }
+        ages
+    }
+
+    /// What this server knows of its agents, for the leader.
+    pub(crate) fn report(&self, server: u64) -> BeatsReport {
+        let now = Instant::now();
+        let agents = self.agents();
+        let beats = agents.iter().map(|(node, entry)| NodeBeat {
+            node: node.clone(),
+            age_ms: u64::try_from((now - entry.last_beat).as_millis()).unwrap_or(u64::MAX),
+            connected: entry.connected,
+            sent_boottime_ms: entry.sent_boottime_ms,
+        });
+        BeatsReport { server, beats: beats.collect() }
+    }
+
+    /// Another server tells of its agents. Only nodes of the cluster are kept.
+    pub(crate) fn hear_of(&self, report: BeatsReport) {
+        let view = self.inner.memory.view();
+        let now = Instant::now();
+        let mut heard = lock(&self.inner.heard);
+        for beat in report.beats {
+            if view.find("nodes", "", &beat.node).is_none() {
+                continue;
+            }
+            let last_beat = now.checked_sub(Duration::from_millis(beat.age_ms)).unwrap_or(now);
+            let newer = heard.get(&beat.node).is_none_or(|known| known.last_beat <= last_beat);
+            if newer {
+                heard.insert(beat.node, Heard { last_beat, connected: beat.connected });
+            }
+        }
+        heard.retain(|node, _| view.find("nodes", "", node).is_some());
+    }
+
+    /// Leases for nodes whose beats (node, when it was sent) have come to the leader, which has been confirmed since.
+    pub(crate) fn grant(&self, nodes: &[(String, u64)]) -> Vec<Lease> {
+        let view = self.inner.memory.view();
+        let mut grants = lock(&self.inner.grants);
+        let mut leases = Vec::new();
+        for (node, sent_boottime_ms) in nodes {
+            let pods: Vec<String> = view
+                .pods_on(node)
+                .filter(|pod| coracle_controllers::nodehealth::is_fenced(pod.tree()))
+                .map(|pod| pod.uid.to_string())
+                .collect();
+            if pods.is_empty() || *sent_boottime_ms == 0 || grants.silent.contains(node) {
+                continue;
+            }
+            grants.at.insert(node.clone(), Instant::now());
+            leases.push(Lease {
+                node: node.clone(),
+                sent_boottime_ms: *sent_boottime_ms,
+                ttl_ms: coracle_controllers::nodehealth::LEASE_MS,
+                pods,
+            });
+        }
+        leases
+    }
+
+    /// Nodes that count as dead get no leases from now on. Returns how long ago each node was last granted some by this server: what
+    /// is read after this call only grows.
+    pub(crate) fn silence(&self, nodes: Vec<String>) -> HashMap<String, Duration> {
+        let mut grants = lock(&self.inner.grants);
+        grants.silent = nodes.into_iter().collect();
+        grants.at.iter().map(|(node, at)| (node.clone(), at.elapsed())).collect()
+    }
+
+    /// A new leadership begins, or ends: what others said and what was granted before says nothing now.
+    pub(crate) fn forget(&self) {
+        lock(&self.inner.heard).clear();
+        *lock(&self.inner.grants) = Grants::default();
+    }
+
+    /// Sends leases to the agents of this server.
+    pub(crate) fn pass_on(&self, leases: Vec<Lease>) {
+        for lease in leases {
+            let down = self.agents().get(&lease.node).filter(|entry| entry.connected).map(|entry| entry.down.clone());
+            // One that is lost comes again with the next beat.
+            let _ = down.map(|down| down.try_send(Ok(FromServer { message: Some(from_server::Message::Lease(lease)) })));
+        }
+    }
+
+    /// Where the cluster's servers listen now: agents are told.
+    pub(crate) fn servers_are(&self, servers: Vec<String>) {
+        {
+            let mut known = lock(&self.inner.servers);
+            if *known == servers {
+                return;
+            }
+            *known = servers;
+        }
+        let agents: Vec<(String, mpsc::Sender<Result<FromServer, Status>>)> =
+            self.agents().iter().map(|(node, entry)| (node.clone(), entry.down.clone())).collect();
+        for (node, down) in agents {
+            let view = self.inner.memory.view();
+            let Some(stored) = view.find("nodes", "", &node) else { continue };
+            let cidr = stored.tree()["spec"]["podCIDR"].as_str().unwrap_or_default().to_owned();
+            let message = from_server::Message::Settings(self.settings(cidr));
+            // One whose queue is full hears of it at its next session.
+            let _ = down.try_send(Ok(FromServer { message: Some(message) }));
+        }
+    }
+
+    /// Whether a leader is in reach. Without one the agents are sent away: another server may know more.
+    pub(crate) fn is_useful(&self, useful: bool) {
+        let before = self.inner.useful.swap(useful, std::sync::atomic::Ordering::Relaxed);
+        if before && !useful {
+            tracing::warn!("no leader is in reach: agents are asked to try another server");
+            let mut agents = self.agents();
+            for entry in agents.values_mut() {
+                entry.connected = false;
+                let _ = entry.down.try_send(Err(Status::unavailable("this server has lost the cluster's leader")));
+                // The feed ends with the queue, and the listener with its session's number.
+                entry.down = mpsc::channel(1).0;
+                entry.session = 0;
+            }
+        }
     }
 
     /// Streams a container's log from the node it is on.
@@ -124,6 +283,7 @@ impl Sessions {
             service_cidr: self.inner.plan.service_cidr.to_string(),
             cluster_domain: self.inner.plan.domain.clone(),
             beat_interval_ms: 1000,
+            servers: lock(&self.inner.servers).clone(),
         }
     }
 
@@ -143,7 +303,7 @@ impl Sessions {
             };
             match message {
                 // Another session of the same node has begun: what is said here is of the past.
-                Some(Ok(FromAgent { message: Some(_) })) if !self.beat(&node, session) => break,
+                Some(Ok(FromAgent { message: Some(message) })) if !self.beat(&node, session, &message) => break,
                 Some(Ok(FromAgent { message: Some(message) })) => match message {
                     from_agent::Message::Beat(_) => {}
                     from_agent::Message::Report(newer) => {
@@ -174,10 +334,13 @@ impl Sessions {
     }
 
     /// Notes a sign of life; false when the node has another session by now.
-    fn beat(&self, node: &str, session: u64) -> bool {
+    fn beat(&self, node: &str, session: u64, message: &from_agent::Message) -> bool {
         let mut agents = self.agents();
         let Some(entry) = agents.get_mut(node).filter(|entry| entry.session == session) else { return false };
         entry.last_beat = Instant::now();
+        if let from_agent::Message::Beat(beat) = message {
+            entry.sent_boottime_ms = beat.sent_boottime_ms;
+        }
         true
     }
 }
@@ -205,6 +368,9 @@ impl Agents for Sessions {
         if hello.protocol == 0 {
             return Err(Status::failed_precondition("the agent speaks protocol 0; this server speaks 1"));
         }
+        if !self.inner.useful.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Status::unavailable("this server has lost the cluster's leader"));
+        }
         let pod_cidr = register::register(&*self.inner.memory, &self.inner.plan, &node, &hello.node_object)
             .await
             .map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
@@ -220,12 +386,30 @@ impl Agents for Sessions {
         down.send(Ok(FromServer { message: Some(from_server::Message::Welcome(welcome)) }))
             .await
             .map_err(|_| Status::cancelled("the agent went away"))?;
-        let entry = AgentEntry { session, last_beat: Instant::now(), connected: true, down: down.clone() };
+        let entry = AgentEntry {
+            session,
+            last_beat: Instant::now(),
+            sent_boottime_ms: 0,
+            connected: true,
+            down: down.clone(),
+        };
         self.agents().insert(node.clone(), entry);
         tracing::info!(node, agent = hello.version, "an agent has connected");
         tokio::spawn(feed::run(self.inner.memory.clone(), node.clone(), down));
         tokio::spawn(self.clone().listen(node, session, up));
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn renew(&self, request: Request<Renewal>) -> Result<Response<Renewed>, Status> {
+        let node = node_of(&request)?;
+        if self.inner.memory.view().find("nodes", "", &node).is_none() {
+            return Err(Status::permission_denied(format!("node {node} is not part of the cluster any more")));
+        }
+        let user = format!("system:node:{node}");
+        let signed = self.inner.authority.sign_request(&request.into_inner().request, &user, NODES);
+        let certificate = signed.map_err(|error| Status::invalid_argument(coracle_base::one_line(&error)))?;
+        tracing::info!(node, "a node's certificate was renewed");
+        Ok(Response::new(Renewed { certificate, authority: self.inner.authority.cert_pem().to_owned() }))
     }
 
     async fn tunnel(&self, request: Request<Streaming<TunnelUp>>) -> Result<Response<Self::TunnelStream>, Status> {
@@ -235,16 +419,27 @@ impl Agents for Sessions {
     }
 }
 
-/// The node a connection belongs to: `system:node:NAME` in the certificate's CN and `system:nodes` in its O.
-fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
-    let certs = request.peer_certs().ok_or_else(|| Status::unauthenticated("a node certificate is needed"))?;
-    let leaf = certs.first().ok_or_else(|| Status::unauthenticated("a node certificate is needed"))?;
+/// The holder of a connection's certificate: CN and O.
+pub(crate) fn holder_of<T>(request: &Request<T>) -> Result<(String, String), Status> {
+    let certs = request.peer_certs().ok_or_else(|| Status::unauthenticated("a certificate is needed"))?;
+    let leaf = certs.first().ok_or_else(|| Status::unauthenticated("a certificate is needed"))?;
     let (_, cert) =
         X509Certificate::from_der(leaf).map_err(|_| Status::unauthenticated("the certificate cannot be read"))?;
-    let group = cert.subject().iter_organization().next().and_then(|name| name.as_str().ok());
-    let user = cert.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    match (user.and_then(|user| user.strip_prefix("system:node:")), group) {
-        (Some(node), Some("system:nodes")) if !node.is_empty() => Ok(node.to_owned()),
+    let text = |name: Option<&x509_parser::x509::AttributeTypeAndValue<'_>>| {
+        name.and_then(|name| name.as_str().ok()).unwrap_or_default().to_owned()
+    };
+    Ok((text(cert.subject().iter_common_name().next()), text(cert.subject().iter_organization().next())))
+}
+
+/// The node a connection belongs to: `system:node:NAME` in the certificate's CN and `system:nodes` in its O.
+fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
+    let (user, group) = holder_of(request)?;
+    match user.strip_prefix("system:node:") {
+        Some(node) if !node.is_empty() && group == NODES => Ok(node.to_owned()),
         _ => Err(Status::permission_denied("this is not the certificate of a node")),
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -78,7 +78,7 @@ impl World {
                 "conditions": [{"type": "Ready", "status": "True", "reason": "AgentReady"}],
             },
         }));
-        self.beats.insert(name.to_owned(), Beat { age_ms: 0 });
+        self.beats.insert(name.to_owned(), Beat { age_ms: 0, granted_ms: 0 });
     }
 
     pub fn view(&self) -> View {

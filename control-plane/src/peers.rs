@@ -1,0 +1,104 @@
+//! The way to other servers, over mutual TLS: words of the log, beats of agents, logs of nodes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use coracle_protocol::MAX_MESSAGE_BYTES;
+use coracle_protocol::tls::Wallet;
+use coracle_protocol::v1::servers_client::ServersClient;
+use coracle_protocol::v1::{BeatsAnswer, BeatsReport, LogRelay, TunnelDown, Words};
+use coracle_raft::{Carried, PeerError, Peers};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+/// A server that does not answer the knock is not there.
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// A connection without a word for so long, and again, is dead.
+const ALIVE: Duration = Duration::from_secs(1);
+/// Connections kept: a cluster has a handful of servers.
+const CHANNELS: usize = 128;
+
+/// Connections to other servers, made when needed. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct ServerPeers {
+    wallet: Wallet,
+    channels: Arc<Mutex<HashMap<(String, bool), Channel>>>,
+}
+
+impl ServerPeers {
+    pub fn new(wallet: Wallet) -> Self {
+        Self { wallet, channels: Arc::default() }
+    }
+
+    fn channels(&self) -> std::sync::MutexGuard<'_, HashMap<(String, bool), Channel>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn client(&self, address: &str, bulk: bool) -> Result<ServersClient<Channel>, PeerError> {
+        let key = (address.to_owned(), bulk);
+        let known = self.channels().get(&key).cloned();
+        let channel = match known {
+            Some(channel) => channel,
+            None => {
+                let dialled = self.wallet.dial(address, CONNECT_WITHIN, ALIVE).await;
+                let channel = dialled.map_err(|error| PeerError::Unreachable {
+                    address: address.to_owned(),
+                    reason: coracle_base::one_line(&error),
+                })?;
+                let mut channels = self.channels();
+                if channels.len() >= CHANNELS {
+                    channels.clear();
+                }
+                channels.insert(key, channel.clone());
+                channel
+            }
+        };
+        Ok(ServersClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// After a failure the next question knocks anew: what the connection thinks of the other end may be wrong.
+    fn failed(&self, address: &str, bulk: bool, status: &Status) -> PeerError {
+        self.channels().remove(&(address.to_owned(), bulk));
+        let (address, reason) = (address.to_owned(), status.message().to_owned());
+        // Refused before it was looked at.
+        if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented) {
+            return PeerError::Unreachable { address, reason };
+        }
+        PeerError::Lost { address, reason }
+    }
+
+    pub async fn beats(&self, address: &str, report: BeatsReport) -> Result<BeatsAnswer, PeerError> {
+        let asked = async {
+            let answer = self.client(address, false).await?.beats(report).await;
+            answer.map(tonic::Response::into_inner).map_err(|status| self.failed(address, false, &status))
+        };
+        let late = || PeerError::Lost { address: address.to_owned(), reason: "it does not answer".to_owned() };
+        tokio::time::timeout(2 * ALIVE, asked).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// A log from a node whose session that server holds; `None` when it holds none.
+    pub async fn logs(&self, address: &str, relay: LogRelay) -> Result<Option<Streaming<TunnelDown>>, PeerError> {
+        match self.client(address, true).await?.logs(relay).await {
+            Ok(stream) => Ok(Some(stream.into_inner())),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(self.failed(address, true, &status)),
+        }
+    }
+}
+
+impl Peers for ServerPeers {
+    fn ask(&self, address: &str, bulk: bool, question: Bytes, _within: Duration) -> Carried<'_> {
+        let address = address.to_owned();
+        Box::pin(async move {
+            let mut client = self.client(&address, bulk).await?;
+            match client.ask(Words { words: question.to_vec() }).await {
+                Ok(answer) => Ok(answer.into_inner().words.into()),
+                Err(status) => Err(self.failed(&address, bulk, &status)),
+            }
+        })
+    }
+}
