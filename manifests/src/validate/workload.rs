@@ -24,6 +24,7 @@ impl Found {
             self.add("spec.progressDeadlineSeconds", Reason::Invalid, message, None);
         }
         self.strategy(&spec["strategy"]);
+        self.fenced(spec);
         let selector = self.required("spec.selector", &spec["selector"]);
         if !self.required("spec.template", &spec["template"]) {
             return;
@@ -44,6 +45,21 @@ impl Found {
         }
         if self.required("spec.template.spec", &template["spec"]) {
             self.pod_spec(&template["spec"], "spec.template.spec");
+        }
+    }
+
+    /// A pod that must be unique never runs beside its successor.
+    fn fenced(&mut self, spec: &Value) {
+        let asked = &spec["template"]["metadata"]["annotations"]["coracle.dev/fenced"];
+        let path = "spec.template.metadata.annotations[coracle.dev/fenced]";
+        match asked.as_str() {
+            None | Some("false") => {}
+            Some("true") if spec["strategy"].is_object() && spec["strategy"]["type"] != "Recreate" => {
+                let message = "a fenced pod must end before its successor starts, which a rolling update does not wait for";
+                self.add("spec.strategy.type", Reason::Invalid, message, Some("use `type: Recreate`"));
+            }
+            Some("true") => {}
+            Some(_) => self.add(path, Reason::Invalid, "must be \"true\" or \"false\"", None),
         }
     }
 
