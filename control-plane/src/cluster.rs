@@ -1,21 +1,30 @@
 //! This server as the API sees it: its memory, and logs through the agents' sessions.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use coracle_api::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed};
+use coracle_api::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed, ServerEntry};
 use coracle_base::{Generation, Revision};
 use coracle_protocol::v1::{LogRelay, LogRequest};
+use coracle_raft::{Health, Member, Members};
 use coracle_store::{Event, Transaction, View};
 use tokio::sync::{mpsc, watch};
 
 use crate::join::{Gate, JoinRequest};
-use crate::memory::LogHandle;
+use crate::memory::{LogHandle, ServerStatus};
 use crate::peers::ServerPeers;
 use crate::sessions::{Sessions, TunnelChunks, TunnelError};
 
 /// How long another server may take to say whether it has a node's session.
 const KNOCK: Duration = Duration::from_secs(11);
+/// How long a server that is to be taken out is asked for again: an election and a change of members.
+const REMOVE_WITHIN: Duration = Duration::from_secs(10);
+/// Between two such questions.
+const REMOVE_AGAIN: Duration = Duration::from_millis(200);
+/// A server that has acknowledged something this long ago counts on.
+const LIVE: Duration = Duration::from_secs(2);
 /// Chunks of a log in flight between two servers.
 const CHUNKS: usize = 16;
 
@@ -26,6 +35,8 @@ pub(crate) struct LocalCluster {
     pub log: LogHandle,
     pub peers: ServerPeers,
     pub gate: Gate,
+    /// A folder where a backup is made ready.
+    pub scratch: std::path::PathBuf,
 }
 
 impl LocalCluster {
@@ -72,6 +83,69 @@ impl LocalCluster {
         let servers = self.log.servers().into_iter().map(|server| server.address).collect();
         let joined = self.gate.admit(&view, &asked, servers)?;
         serde_json::to_vec(&joined).map_err(|error| (500, error.to_string()))
+    }
+
+    async fn take_out(&self, id: u64) -> Result<(), (u16, String)> {
+        let raft = self.log.raft();
+        if !raft.members().servers.contains_key(&id) {
+            return Err((404, format!("no server of this cluster has the number {id:016x}")));
+        }
+        let until = Instant::now() + REMOVE_WITHIN;
+        loop {
+            let members = raft.members();
+            let refused = match members.voters.as_slice() {
+                [voters] if voters.len() == 1 && voters.contains(&id) => return Err((409, only_voter(&members))),
+                _ => too_few(&members, id, &raft.health()).map(|words| (409, words)),
+            };
+            let refused = match refused {
+                Some(refused) => refused,
+                None => match raft.remove(id).await {
+                    Ok(()) => return Ok(()),
+                    Err(reason) => (503, format!("the server could not be taken out: {reason}")),
+                },
+            };
+            // The answer may have been lost, not the change.
+            if !raft.members().servers.contains_key(&id) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(refused);
+            }
+            tokio::time::sleep(REMOVE_AGAIN).await;
+        }
+    }
+}
+
+fn only_voter(members: &Members) -> String {
+    if members.servers.len() == 1 {
+        return "it is the cluster's only server: without it there is no cluster\nhint: `coracle down` stops it; who gives the cluster up removes the data folder too".to_owned();
+    }
+    "it is the only server that votes, and cannot leave: of two servers one votes, and holds what the cluster knows\nhint: join a third server first, then all vote and each may leave".to_owned()
+}
+
+/// Why the cluster would stand still without a server: too few of those that vote then answer. Only the leader knows who does; on
+/// others `health` is empty, and nothing is said.
+fn too_few(members: &Members, leaving: u64, health: &BTreeMap<u64, Health>) -> Option<String> {
+    let voters = members.all_voters();
+    if health.is_empty() || !voters.contains(&leaving) {
+        return None;
+    }
+    let live = |voter: &&u64| health.get(voter).and_then(|health| health.silent).is_some_and(|silent| silent < LIVE);
+    let left: Vec<&u64> = voters.iter().filter(|voter| **voter != leaving).collect();
+    let (living, needed) = (left.iter().copied().filter(live).count(), left.len() / 2 + 1);
+    (living < needed).then(|| {
+        format!(
+            "without it {living} of the {} servers that vote would answer, and {needed} are needed\nhint: take the dead ones out first: `coracle leave --server NAME`",
+            left.len()
+        )
+    })
+}
+
+/// Where a server's API is.
+fn api_of(member: &Member) -> String {
+    match member.address.parse::<SocketAddr>() {
+        Ok(address) if member.api_port != 0 => format!("https://{}", SocketAddr::new(address.ip(), member.api_port)),
+        _ => String::new(),
     }
 }
 
@@ -120,11 +194,81 @@ impl Cluster for LocalCluster {
         })
     }
 
+    fn backup(&self) -> BoxFuture<'_, Result<LogChunks, String>> {
+        Box::pin(async move {
+            // Not older than what was acknowledged before.
+            self.memory.read_barrier().await.map_err(|error| error.to_string())?;
+            let (raft, authority) = (self.log.raft().clone(), self.gate.authority.clone());
+            let folder = self.scratch.clone();
+            let (sender, chunks) = mpsc::channel(CHUNKS);
+            let made = tokio::task::spawn_blocking(move || crate::backup::begin(&raft, &authority, &folder)).await;
+            let ready = made.map_err(|error| error.to_string())?.map_err(|error| coracle_base::one_line(&error))?;
+            tokio::task::spawn_blocking(move || ready.send(&sender));
+            Ok(chunks)
+        })
+    }
+
     fn authority(&self) -> Option<String> {
         Some(self.gate.authority.cert_pem().to_owned())
     }
 
     fn join<'a>(&'a self, body: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, (u16, String)>> {
         Box::pin(self.let_in(body))
+    }
+
+    fn servers(&self) -> Vec<ServerEntry> {
+        let members = self.log.raft().members();
+        let entry = |status: ServerStatus| ServerEntry {
+            api: members.servers.get(&status.id).map(api_of).unwrap_or_default(),
+            id: status.id,
+            name: status.name,
+            address: status.address,
+            leader: status.leader,
+            voter: status.voter,
+            here: status.here,
+        };
+        self.log.servers().into_iter().map(entry).collect()
+    }
+
+    fn remove_server(&self, id: u64) -> BoxFuture<'_, Result<(), (u16, String)>> {
+        Box::pin(self.take_out(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(voters: &[u64], all: &[u64]) -> Members {
+        Members {
+            voters: vec![voters.iter().copied().collect()],
+            servers: all.iter().map(|server| (*server, Member::default())).collect(),
+        }
+    }
+
+    fn health(silent: &[(u64, Option<u64>)]) -> BTreeMap<u64, Health> {
+        let of = |silent: &Option<u64>| Health { silent: silent.map(Duration::from_secs), matched: 1 };
+        silent.iter().map(|(server, silent)| (*server, of(silent))).collect()
+    }
+
+    #[test]
+    fn a_server_goes_only_when_enough_others_answer() {
+        let three = members(&[1, 2, 3], &[1, 2, 3, 4]);
+        let all_live = health(&[(1, Some(0)), (2, Some(0)), (3, Some(1)), (4, Some(0))]);
+        let one_dead = health(&[(1, Some(0)), (2, Some(0)), (3, None), (4, Some(0))]);
+        assert_eq!(too_few(&three, 2, &all_live), None);
+        // The dead one may go, a living one not before it, a learner always, and a follower does not know.
+        assert_eq!(too_few(&three, 3, &one_dead), None);
+        assert!(too_few(&three, 2, &one_dead).unwrap().starts_with("without it 1 of the 2 servers that vote"));
+        assert_eq!(too_few(&three, 4, &one_dead), None);
+        assert_eq!(too_few(&three, 2, &BTreeMap::new()), None);
+    }
+
+    #[test]
+    fn an_api_is_where_its_server_is() {
+        let member = |address: &str, api_port| Member { address: address.into(), name: String::new(), api_port };
+        assert_eq!(api_of(&member("10.0.0.1:6444", 6443)), "https://10.0.0.1:6443");
+        assert_eq!(api_of(&member("", 6443)), "");
+        assert_eq!(api_of(&member("10.0.0.1:6444", 0)), "");
     }
 }

@@ -9,8 +9,9 @@ use coracle_api::{Memory, ProposeError};
 use coracle_controllers::nodehealth::Beat;
 use coracle_controllers::{Controller, Ids};
 use coracle_daemon::DrainWatch;
-use coracle_store::View;
+use coracle_store::{Expect, Key, Op, View};
 
+use crate::backup;
 use crate::cidr::Cidr;
 use crate::memory::LogHandle;
 use crate::now;
@@ -24,6 +25,10 @@ const TICK: Duration = Duration::from_secs(1);
 const AFTER_REFUSAL: Duration = Duration::from_millis(50);
 /// And the longest pause while all is refused.
 const LONGEST_REFUSAL: Duration = Duration::from_secs(2);
+
+/// How long the nodes of a cluster that begins anew have to come, and to say what they run.
+const HEAR_AT_MOST: Duration = Duration::from_secs(20);
+const HEAR_EACH: Duration = Duration::from_secs(2);
 
 /// Random names and uids for planners.
 struct Random;
@@ -93,6 +98,9 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
         }
     }
     let memory = duties.log.here();
+    if memory.view().find("configmaps", backup::NAMESPACE, backup::MARKER).is_some() {
+        hear_the_nodes(&*memory, &duties.sessions, drain).await;
+    }
     let (sessions, work) = (&duties.sessions, &duties.work);
     let mut changes = memory.changes();
     let began = Instant::now();
@@ -129,6 +137,32 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
             () = drain.signaled() => return,
         }
     }
+}
+
+/// The first leadership of a cluster that begins anew from a backup or from what was left: its nodes may run what this state does
+/// not know of. They are heard first, and only then is anything made or ended.
+async fn hear_the_nodes(memory: &dyn Memory, sessions: &Sessions, drain: &DrainWatch) {
+    tracing::info!("the cluster begins anew: its nodes are heard before anything is changed");
+    let began = Instant::now();
+    let mut all_since: Option<Instant> = None;
+    while began.elapsed() < HEAR_AT_MOST {
+        tokio::select! {
+            // Cancel safe both.
+            () = tokio::time::sleep(AFTER_REFUSAL) => {}
+            () = drain.signaled() => return,
+        }
+        let (view, beats) = (memory.view(), sessions.beats());
+        let away = |node: &str| !beats.get(node).is_some_and(|beat| beat.connected);
+        if view.list("nodes", None).any(|node| away(&node.key.name)) {
+            all_since = None;
+        } else if all_since.get_or_insert_with(Instant::now).elapsed() > HEAR_EACH {
+            break;
+        }
+    }
+    let key = Key::new("configmaps", backup::NAMESPACE, backup::MARKER);
+    let done = Op::Delete { key, expect: Expect::default() };
+    // One that stays costs the next leader the same pause.
+    let _ = memory.propose(done.into()).await;
 }
 
 /// The namespaces every cluster has, and the Service of its own API with all its servers.

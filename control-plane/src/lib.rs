@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bootstrap;
+pub mod backup;
 mod beats;
 pub mod cidr;
 mod cluster;
@@ -17,5 +18,6 @@ mod servers;
 pub mod sessions;
 
 pub use coracle_protocol::PROTOCOL;
+pub use coracle_raft::Member;
 pub use leader::Work;
 pub use memory::ServerStatus;

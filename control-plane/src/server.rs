@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_api::{ApiConfig, ApiMetrics, Cluster, Memory, ServeError, ServiceAddresses, Tls};
+use coracle_api::{ApiConfig, ApiMetrics, Cluster, Live, Memory, ServeError, ServiceAddresses, Tls};
 use coracle_daemon::DrainWatch;
-use coracle_protocol::tls::{Papers, SERVER_NAME, Wallet};
+use coracle_protocol::tls::{self, Papers, SERVER_NAME, Wallet};
 use coracle_raft::Member;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -84,7 +84,7 @@ pub enum ServerError {
     Join(String),
     /// TLS between servers and agents.
     #[error(transparent)]
-    Papers(#[from] coracle_protocol::tls::TlsError),
+    Papers(#[from] tls::TlsError),
     /// The block of services overlaps that of pods.
     #[error(
         "the service block {services} overlaps the cluster block {cluster}\nhint: choose blocks that share no address, with --cluster-cidr and --service-cidr"
@@ -142,6 +142,8 @@ impl ServerHandle {
     }
 }
 
+/// How often certificates are looked at.
+const RENEWAL_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// How long a server that joins asks to be taken in.
 const JOIN_WITHIN: Duration = Duration::from_secs(30);
 /// TLS handshakes of agents and servers at a time, and how long one may take.
@@ -162,7 +164,7 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     let pki = config.data_dir.join("pki");
     let authority = Arc::new(Authority::open(&pki, &format!("{:08x}", rand::random::<u32>()))?);
     let server = authority.leaf(&server_subject(&config))?;
-    let admin = authority.leaf(&client_subject("admin", "kubernetes-admin", "system:masters"))?;
+    let admin = authority.leaf(&admin_subject())?;
     let node = authority.leaf(&client_subject("node", &format!("system:node:{}", config.node_name), NODES))?;
     let ca_pem = authority.cert_pem().to_owned();
     let wallet = Wallet::new(&Papers {
@@ -226,10 +228,16 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
         log: log.clone(),
         peers: peers.clone(),
         gate,
+        scratch: config.data_dir.join("backup.tmp"),
     });
     let api = ApiConfig {
         listen: config.api_listen,
-        tls: Tls { cert_pem: server.cert_pem, key_pem: server.key_pem, client_ca_pem: ca_pem.clone() },
+        tls: Tls {
+            cert_pem: server.cert_pem,
+            key_pem: server.key_pem,
+            client_ca_pem: ca_pem.clone(),
+            live: Some(Live { shown: wallet.shown(), clock: tls::clock(&ca_pem)? }),
+        },
         services: ServiceAddresses {
             base: config.network.service_cidr.address(0).unwrap_or(Ipv4Addr::UNSPECIFIED),
             prefix: config.network.service_cidr.prefix(),
@@ -252,6 +260,8 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     let host = if api_address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { api_address.ip() };
     let url = format!("https://{}", SocketAddr::new(host, api_address.port()));
     write(&kubeconfig, &kubeconfig::render(&url, authority.cert_pem(), &admin))?;
+    let renewal = Renewal { authority, server: server_subject(&config), wallet, kubeconfig: kubeconfig.clone(), url };
+    drain.spawn(renewal.run(drain.clone()));
     Ok(ServerHandle {
         api_address,
         peer_address,
@@ -317,6 +327,42 @@ async fn first_objects(memory: &dyn Memory, config: &ServerConfig) -> Result<(),
         outcome.map_err(MemoryError::FirstObjects)?;
     }
     Ok(())
+}
+
+/// Certificates of this server that are exchanged while it runs, long before they end. Its agent sees to its own.
+struct Renewal {
+    authority: Arc<Authority>,
+    server: Subject,
+    wallet: Wallet,
+    kubeconfig: PathBuf,
+    url: String,
+}
+
+impl Renewal {
+    async fn run(self, drain: DrainWatch) {
+        loop {
+            tokio::select! {
+                // Cancel safe both.
+                () = tokio::time::sleep(RENEWAL_EVERY) => {}
+                () = drain.signaled() => return,
+            }
+            if let Err(error) = self.look() {
+                tracing::error!(error = coracle_base::one_line(&error), "this server's certificates are not renewed");
+            }
+        }
+    }
+
+    /// Signed anew when little of their life is left; the same otherwise.
+    fn look(&self) -> Result<(), ServerError> {
+        let Credential { cert_pem, key_pem } = self.authority.leaf(&self.server)?;
+        self.wallet.renew(&Papers { cert_pem, key_pem, ca_pem: self.authority.cert_pem().to_owned() })?;
+        let admin = self.authority.leaf(&admin_subject())?;
+        Ok(write(&self.kubeconfig, &kubeconfig::render(&self.url, self.authority.cert_pem(), &admin))?)
+    }
+}
+
+fn admin_subject() -> Subject {
+    client_subject("admin", "kubernetes-admin", "system:masters")
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {

@@ -190,7 +190,8 @@ impl Agent {
             resolver: HostResolver::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         });
         let pods = Pods::start(node, board.clone(), stopping, &drain);
-        let blob_port = serve_images(&config, &images, stopping.is_none(), &ledger, &drain).await;
+        let identity = watch::Sender::new(config.identity.clone());
+        let blob_port = serve_images(&config, &identity, &images, stopping.is_none(), &ledger, &drain).await;
         let reporter = Reporter { facts, data_dir: paths.data.clone(), store: images.clone(), blob_port };
         drain.spawn(reporter.clone().run(outbox.clone(), drain.token()));
         drain.spawn(collect_images(images.clone(), board.clone(), drain.token()));
@@ -199,7 +200,8 @@ impl Agent {
         let status = status_page(board.clone(), session_state.subscribe(), ledger.watch(), &drain);
         let session = Session {
             node: config.node_name,
-            identity: config.identity,
+            identity,
+            pki: paths.data.join("pki"),
             servers: config.servers,
             ledger,
             outbox,
@@ -207,6 +209,7 @@ impl Agent {
             tunnels: Tunnels::new(paths.logs(), running(board)),
             state: session_state,
             lease: leases,
+            orphans_until: None,
         };
         drain.spawn(session.run(session_end.clone()));
         Ok(AgentHandle { status, images, pods, network, runtime, paths, session_end, network_end })
@@ -277,6 +280,7 @@ fn node_facts(config: &AgentConfig) -> NodeFacts {
 /// Hands images to other nodes and takes them from there; not while a node is taken down.
 async fn serve_images(
     config: &AgentConfig,
+    identity: &watch::Sender<Identity>,
     images: &ImageStore,
     wanted: bool,
     ledger: &Ledger,
@@ -285,9 +289,25 @@ async fn serve_images(
     if !wanted {
         return watch::channel(None).1;
     }
-    let Identity { cert_pem, key_pem, ca_pem } = config.identity.clone();
-    let identity = watch::channel(PeerIdentity { cert_pem, key_pem, ca_pem }).1;
-    peers::start(images, &config.node_name, config.blob_listen, identity, ledger.watch(), drain).await
+    let mut changes = identity.subscribe();
+    let shown = |identity: &Identity| {
+        let Identity { cert_pem, key_pem, ca_pem } = identity.clone();
+        PeerIdentity { cert_pem, key_pem, ca_pem }
+    };
+    let (sender, receiver) = watch::channel(shown(&changes.borrow_and_update()));
+    let end = drain.token();
+    // A renewed certificate is shown to other nodes too.
+    drain.spawn(async move {
+        loop {
+            tokio::select! {
+                // Cancel safe both.
+                changed = changes.changed() => if changed.is_err() { return },
+                () = end.cancelled() => return,
+            }
+            sender.send_replace(shown(&changes.borrow_and_update()));
+        }
+    });
+    peers::start(images, &config.node_name, config.blob_listen, receiver, ledger.watch(), drain).await
 }
 
 async fn collect_images(images: ImageStore, board: Arc<Board>, end: CancellationToken) {

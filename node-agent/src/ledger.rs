@@ -130,6 +130,9 @@ pub struct State {
     pub objects: imbl::OrdMap<Key, Arc<Held>>,
     /// A whole feed has come since this process began: what is not in it does not belong here.
     pub confirmed: bool,
+    /// Pods of an older life of the cluster that the present one, begun anew from a backup, does not know: they run on until it has
+    /// had time to take them over.
+    pub orphans: imbl::OrdSet<Key>,
 }
 
 impl State {
@@ -263,6 +266,29 @@ impl Ledger {
         Ok(Ok(()))
     }
 
+    /// Lets go of the pods that the cluster's new life did not take over.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn drop_orphans(&mut self) -> Result<(), LedgerError> {
+        let (removed, generation) = {
+            let state = self.state.borrow();
+            (state.orphans.iter().cloned().collect::<Vec<_>>(), state.generation)
+        };
+        if removed.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(pods = removed.len(), "the cluster, begun anew, did not take over all pods of before: they end");
+        self.state.send_modify(|state| {
+            for key in &removed {
+                state.objects.remove(key);
+            }
+            state.orphans = imbl::OrdSet::new();
+        });
+        let write = Write::Change { whole: false, put: Vec::new(), removed, generation };
+        self.writes.send(write).await.map_err(|_| LedgerError::Stopped)
+    }
+
     /// Waits until everything taken so far is on disk.
     pub async fn flush(&self) {
         let (done, is_done) = tokio::sync::oneshot::channel();
@@ -315,7 +341,30 @@ fn merge(held: &State, parts: Vec<Feed>) -> Result<Change, Refused> {
             objects.insert(key, object);
         }
     }
-    let state = State { generation, settings: held.settings.clone(), objects, confirmed: true };
+    let mut orphans = imbl::OrdSet::new();
+    if whole {
+        let new_life = generation.epoch > held.generation.epoch;
+        let before: Vec<(&Key, &Arc<Held>)> = if new_life {
+            held.list("pods").collect()
+        } else {
+            held.orphans.iter().filter_map(|key| Some((key, held.objects.get(key)?))).collect()
+        };
+        for (key, pod) in before {
+            // One of the same name may be another pod.
+            if !objects.contains_key(key) {
+                let object = serde_json::to_vec(&pod.tree).unwrap_or_default();
+                let item = Item { uid: pod.uid.clone(), revision: pod.revision, object, ..Item::default() };
+                put.push((key.clone(), encode(&item)));
+                objects.insert(key.clone(), pod.clone());
+                orphans.insert(key.clone());
+            }
+        }
+    } else {
+        // Whatever was said of one in this feed has settled it.
+        let said: std::collections::HashSet<&Key> = put.iter().map(|(key, _)| key).chain(&removed).collect();
+        orphans = held.orphans.iter().filter(|key| !said.contains(key)).cloned().collect();
+    }
+    let state = State { generation, settings: held.settings.clone(), objects, confirmed: true, orphans };
     Ok(Change { state, write: Write::Change { whole, put, removed, generation } })
 }
 
@@ -651,7 +700,23 @@ mod tests {
         // A newer epoch may have lower revisions.
         let restored =
             Feed { generation: Some(WireGeneration { epoch: 2, revision: 1 }), full: true, ..Feed::default() };
-        ledger.apply(restored).await.unwrap().unwrap();
+        ledger.apply(restored.clone()).await.unwrap().unwrap();
+        // What ran before may belong to the new life too: it is kept until that is known, across sessions.
+        assert_eq!(names(&ledger.state()), ["pods/c"]);
+        assert_eq!(ledger.state().orphans.len(), 1);
+        ledger.begin_session();
+        ledger.apply(restored.clone()).await.unwrap().unwrap();
+        assert_eq!(ledger.state().orphans.len(), 1);
+        let next = |items| Feed {
+            generation: Some(WireGeneration { epoch: 2, revision: 2 }),
+            items,
+            ..Feed::default()
+        };
+        ledger.apply(next(vec![item("pods", "c", 7)])).await.unwrap().unwrap();
+        assert!(ledger.state().orphans.is_empty(), "it was taken over");
+        let third = Feed { generation: Some(WireGeneration { epoch: 3, revision: 1 }), full: true, ..Feed::default() };
+        ledger.apply(third).await.unwrap().unwrap();
+        ledger.drop_orphans().await.unwrap();
         assert!(names(&ledger.state()).is_empty());
     }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use coracle_protocol::v1::{NodeEvent, PodGone, PodStatus, Report};
+use coracle_protocol::v1::{Item, NodeEvent, PodGone, PodStatus, Report};
 use tokio::sync::Notify;
 
 /// Events that wait at most: beyond that nobody reads them anyway.
@@ -30,13 +30,15 @@ struct Inner {
     gone: BTreeMap<String, PodGone>,
     gone_dirty: BTreeSet<String>,
     events: VecDeque<NodeEvent>,
+    orphans: Vec<Item>,
     node_status: Vec<u8>,
     node_dirty: bool,
 }
 
 impl Inner {
     fn is_empty(&self) -> bool {
-        self.dirty.is_empty() && self.gone_dirty.is_empty() && self.events.is_empty() && !self.node_dirty
+        let pods = self.dirty.is_empty() && self.gone_dirty.is_empty() && self.orphans.is_empty();
+        pods && self.events.is_empty() && !self.node_dirty
     }
 }
 
@@ -64,6 +66,12 @@ impl Outbox {
             inner.gone_dirty.insert(gone.uid.clone());
             inner.gone.insert(gone.uid.clone(), gone);
         }
+        self.changed.notify_one();
+    }
+
+    /// Pods that run here and that the cluster, begun anew, does not know.
+    pub fn orphans(&self, orphans: Vec<Item>) {
+        self.lock().orphans = orphans;
         self.changed.notify_one();
     }
 
@@ -130,7 +138,7 @@ impl Outbox {
         if inner.is_empty() {
             return None;
         }
-        let mut report = Report::default();
+        let mut report = Report { orphans: std::mem::take(&mut inner.orphans), ..Report::default() };
         while report.pods.len() < PODS_PER_REPORT
             && let Some(uid) = inner.dirty.pop_first()
         {

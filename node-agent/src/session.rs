@@ -2,12 +2,13 @@
 //!
 //! Nothing on this node waits for it: with no server at all everything goes on from the ledger.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_protocol::tls::{Papers, TlsError, Wallet};
+use coracle_protocol::tls::{Papers, RENEW_BELOW, TlsError, Wallet, life_left};
 use coracle_protocol::v1::agents_client::AgentsClient;
-use coracle_protocol::v1::{Beat, FromAgent, FromServer, Generation, Hello, Settings, from_agent, from_server};
+use coracle_protocol::v1::{Beat, FromAgent, FromServer, Generation, Hello, Item, Renewal, Settings, from_agent, from_server};
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
@@ -32,6 +33,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// A session that lasted so long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// Between looks at the certificate's remaining life.
+const LOOK_AT_PAPERS: Duration = Duration::from_secs(6 * 3600);
+/// How long a cluster that begins anew has to take over what runs here.
+const ORPHANS_KEPT: Duration = Duration::from_secs(60);
 /// Between reports.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -64,8 +69,10 @@ pub struct Leases {
 pub struct Session {
     /// The node's name.
     pub node: String,
-    /// Who we are.
-    pub identity: Identity,
+    /// Who we are; renewed here, long before it ends.
+    pub identity: watch::Sender<Identity>,
+    /// Where a renewed certificate and its key are kept: `node.crt`, `node.key`.
+    pub pki: PathBuf,
     /// Servers to begin with; the cluster names the others.
     pub servers: Vec<ServerEndpoint>,
     /// What is held; the session is its only writer.
@@ -80,6 +87,8 @@ pub struct Session {
     pub state: watch::Sender<SessionState>,
     /// What the cluster's leader has granted last.
     pub lease: watch::Sender<Leases>,
+    /// Until when pods of an older life of the cluster are kept for the new one; `None` at the start.
+    pub orphans_until: Option<Instant>,
 }
 
 /// Why a session ended.
@@ -153,8 +162,27 @@ impl Session {
     }
 
     fn wallet(&self) -> Result<Wallet, TlsError> {
-        let Identity { cert_pem, key_pem, ca_pem } = self.identity.clone();
-        Wallet::new(&Papers { cert_pem, key_pem, ca_pem })
+        Wallet::new(&papers(&self.identity.borrow()))
+    }
+
+    /// A new certificate for a new key, when little of the old one's life is left.
+    async fn renew(&self, client: &mut AgentsClient<Channel>, wallet: &Wallet) -> Result<(), String> {
+        let now = self.identity.borrow().clone();
+        if life_left(&now.cert_pem).map_err(|error| error.to_string())? > RENEW_BELOW {
+            return Ok(());
+        }
+        let (request, key_pem) = request().map_err(|error| error.to_string())?;
+        let renewed = client.renew(Renewal { request }).await;
+        let renewed = renewed.map_err(|status| status.message().to_owned())?.into_inner();
+        let new = Identity { cert_pem: renewed.certificate, key_pem, ca_pem: now.ca_pem };
+        wallet.renew(&papers(&new)).map_err(|error| error.to_string())?;
+        // The key first: a certificate whose key is lost is worth nothing, a key without its certificate is asked for again.
+        for (name, text) in [("node.key", &new.key_pem), ("node.crt", &new.cert_pem)] {
+            keep(&self.pki, name, text).map_err(|error| format!("cannot write {}: {error}", self.pki.join(name).display()))?;
+        }
+        self.identity.send_replace(new);
+        tracing::info!("the node's certificate was renewed");
+        Ok(())
     }
 
     /// Those of the start, and those the cluster has named since.
@@ -189,6 +217,7 @@ impl Session {
         };
         self.ledger.begin_session();
         self.outbox.begin_session();
+        self.orphans_until = None;
         // The queue is empty and holds more than one.
         let _ = up.send(message(from_agent::Message::Hello(hello))).await;
         let answer = client.session(ReceiverStream::new(receiver)).await;
@@ -196,11 +225,30 @@ impl Session {
             answer.map_err(|status| SessionError::Refused(name.clone(), status.message().to_owned()))?.into_inner();
         let talk = talk(self.outbox.clone(), up, self.ledger.watch());
         tokio::pin!(talk);
+        let mut look = tokio::time::interval(LOOK_AT_PAPERS);
         loop {
+            let orphans_until = self.orphans_until;
             let received = tokio::select! {
                 // Cancel safe: tonic keeps a partly received message.
                 received = down.message() => received,
                 () = &mut talk => return Err(SessionError::Closed(name)),
+                _ = look.tick() => {
+                    // It is tried again at the next look, and there are months of them.
+                    if let Err(reason) = self.renew(&mut client, wallet).await {
+                        tracing::warn!(reason, "the node's certificate could not be renewed yet");
+                    }
+                    continue;
+                }
+                () = async {
+                    match orphans_until {
+                        Some(until) => tokio::time::sleep_until(until).await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    self.orphans_until = None;
+                    self.ledger.drop_orphans().await?;
+                    continue;
+                }
             };
             match received {
                 Ok(Some(FromServer { message: Some(received) })) => self.take(&name, received, &client).await?,
@@ -236,7 +284,7 @@ impl Session {
             }
             from_server::Message::Settings(settings) => self.settle(settings).await?,
             from_server::Message::Feed(feed) => match self.ledger.apply(feed).await? {
-                Ok(()) => {}
+                Ok(()) => self.tell_orphans(),
                 // Another server may know more; this one may catch up.
                 Err(refused) => return Err(SessionError::Behind(server.to_owned(), refused)),
             },
@@ -249,9 +297,59 @@ impl Session {
         Ok(())
     }
 
+    /// Says what runs here and belongs to an older life of the cluster, once a session.
+    fn tell_orphans(&mut self) {
+        let state = self.ledger.state();
+        if state.orphans.is_empty() {
+            self.orphans_until = None;
+            return;
+        }
+        if self.orphans_until.is_some() {
+            return;
+        }
+        self.orphans_until = Some(Instant::now() + ORPHANS_KEPT);
+        let items = state.orphans.iter().filter_map(|key| {
+            let held = state.objects.get(key)?;
+            Some(Item {
+                resource: key.resource.to_string(),
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+                uid: held.uid.clone(),
+                revision: held.revision,
+                object: serde_json::to_vec(&held.tree).unwrap_or_default(),
+            })
+        });
+        self.outbox.orphans(items.collect());
+    }
+
     async fn settle(&mut self, settings: Settings) -> Result<(), SessionError> {
         Ok(self.ledger.settle(settings).await?)
     }
+}
+
+fn papers(identity: &Identity) -> Papers {
+    let Identity { cert_pem, key_pem, ca_pem } = identity.clone();
+    Papers { cert_pem, key_pem, ca_pem }
+}
+
+/// A new key and a request to have it signed, both PEM.
+fn request() -> Result<(String, String), rcgen::Error> {
+    let key = rcgen::KeyPair::generate()?;
+    let request = rcgen::CertificateParams::default().serialize_request(&key)?;
+    Ok((request.pem()?, key.serialize_pem()))
+}
+
+/// Writes a private file so that a crash leaves the old one or the new one.
+fn keep(folder: &Path, name: &str, text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let (path, temp) = (folder.join(name), folder.join(format!("{name}.new")));
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&temp, &path)?;
+    std::fs::File::open(folder)?.sync_all()
 }
 
 fn message(message: from_agent::Message) -> FromAgent {

@@ -34,7 +34,12 @@ fn rig(pki: &Pki, servers: &[&str]) -> Rig {
     let rig = Rig { drain, outbox: outbox.clone(), ledger: ledger.watch(), state: state.subscribe(), dir };
     let session = Session {
         node: NODE.into(),
-        identity: Identity { cert_pem: pki.node.0.clone(), key_pem: pki.node.1.clone(), ca_pem: pki.ca_pem.clone() },
+        identity: watch::Sender::new(Identity {
+            cert_pem: pki.node.0.clone(),
+            key_pem: pki.node.1.clone(),
+            ca_pem: pki.ca_pem.clone(),
+        }),
+        pki: rig.dir.path().join("pki"),
         servers: servers.iter().map(|address| ServerEndpoint { address: (*address).into() }).collect(),
         ledger,
         outbox,
@@ -42,6 +47,7 @@ fn rig(pki: &Pki, servers: &[&str]) -> Rig {
         tunnels: Tunnels::new(rig.dir.path().join("logs"), Arc::new(|_: &LogRequest| Err("ContainerCreating".into()))),
         state,
         lease: watch::Sender::default(),
+        orphans_until: None,
     };
     rig.drain.watch().spawn(session.run(rig.drain.watch().token()));
     rig
@@ -140,4 +146,31 @@ async fn log_streams_carry_the_words_of_a_failure() {
     std::fs::write(dir.join("0.log"), lines).unwrap();
     let text = tokio::time::timeout(Duration::from_secs(20), server.log_text("a", "c")).await.unwrap().unwrap();
     assert_eq!(text.lines().count(), 20_000);
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_soon_is_exchanged_while_the_session_stands() {
+    let (mut pki, server, end) = (Pki::new(), TestServer::new(), CancellationToken::new());
+    pki.node = pki.node_ending_in(20);
+    server.sign_with(&pki);
+    let address = server.serve(&pki, 0, end.clone()).await;
+    let mut rig = rig(&pki, &[&address.to_string()]);
+    rig.state.wait_for(|state| state.connected).await.unwrap();
+    let file = rig.dir.path().join("pki/node.crt");
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while !file.exists() {
+        assert!(std::time::Instant::now() < until, "nothing was renewed");
+        tokio::time::sleep(Duration::from_millis(10)).await; // poll
+    }
+    let renewed = std::fs::read_to_string(&file).unwrap();
+    assert_ne!(renewed, pki.node.0);
+    assert!(coracle_protocol::tls::life_left(&renewed).unwrap() > 0.9);
+    // The next session is opened with it, and its key fits.
+    end.cancel();
+    rig.state.wait_for(|state| !state.connected).await.unwrap();
+    let second = TestServer::new();
+    let again = CancellationToken::new();
+    second.serve(&pki, address.port(), again.clone()).await;
+    rig.state.wait_for(|state| state.connected).await.unwrap();
+    again.cancel();
 }

@@ -24,6 +24,12 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 /// The name in every server's certificate.
 pub const SERVER_NAME: &str = "coracle-server";
 
+/// How long certificates are made for. Their beginning says nothing: it is that of their authority.
+const LEAF_SECONDS: i64 = 365 * 24 * 3600;
+
+/// A certificate with less of its life left is exchanged.
+pub const RENEW_BELOW: f64 = 1.0 / 3.0;
+
 /// Who we are and whom we trust, PEM.
 #[derive(Clone)]
 pub struct Papers {
@@ -102,6 +108,19 @@ pub fn clock(ca_pem: &str) -> Result<Arc<dyn TimeProvider>, TlsError> {
     let (_, parsed) = X509Certificate::from_der(&ca).map_err(unusable)?;
     let birth = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
     Ok(Arc::new(NotBefore(UnixTime::since_unix_epoch(Duration::from_secs(birth + 1)))))
+}
+
+/// How much of a certificate's life is left, from 0 to 1; as much as there is when the clock is before its beginning.
+///
+/// # Errors
+/// It is no certificate.
+pub fn life_left(cert_pem: &str) -> Result<f64, TlsError> {
+    let cert = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(unusable)?;
+    let (_, parsed) = X509Certificate::from_der(&cert).map_err(unusable)?;
+    let (from, until) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX).max(from);
+    #[allow(clippy::cast_precision_loss)]
+    Ok(((until - now) as f64 / LEAF_SECONDS.min((until - from).max(1)) as f64).clamp(0.0, 1.0))
 }
 
 fn certified(papers: &Papers) -> Result<CertifiedKey, TlsError> {

@@ -119,6 +119,11 @@ pub trait Cluster: Memory {
         Box::pin(std::future::ready(None))
     }
 
+    /// The whole state of this moment, as a backup file; the error is for people.
+    fn backup(&self) -> BoxFuture<'_, Result<LogChunks, String>> {
+        Box::pin(std::future::ready(Err("there is nothing to back up here".to_owned())))
+    }
+
     /// The certificate of the cluster's authority, PEM: for a machine that is about to join. `None`: nobody can.
     fn authority(&self) -> Option<String> {
         None

@@ -18,6 +18,7 @@ mod openapi;
 mod path;
 mod reviews;
 mod serve;
+mod servers;
 mod status;
 mod table;
 mod verbs;
@@ -27,7 +28,7 @@ mod wire;
 mod write;
 
 pub use addresses::ServiceAddresses;
-pub use facility::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed};
+pub use facility::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed, ServerEntry};
 pub use metrics::{ApiMetrics, Requests, TIME_BOUNDS_MICROS};
-pub use serve::{ApiConfig, Patience, ServeError, Tls, serve, serve_with};
+pub use serve::{ApiConfig, Live, Patience, ServeError, Tls, serve, serve_with};
 pub use who::Who;

@@ -12,6 +12,8 @@ pub(crate) enum Route {
     Authority,
     /// A machine joins.
     Join,
+    /// The whole state.
+    Backup,
     /// The cluster's servers.
     Servers,
     /// One of them, by its number, is taken out.
@@ -20,10 +22,16 @@ pub(crate) enum Route {
     Core,
     Groups,
     Group(String),
-    GroupVersion { group: String, version: String },
+    GroupVersion {
+        group: String,
+        version: String,
+    },
     OpenApi2,
     OpenApi3,
-    OpenApi3Group { group: String, version: String },
+    OpenApi3Group {
+        group: String,
+        version: String,
+    },
     Review(Review),
     Resource(Place),
     Unknown,
@@ -46,6 +54,7 @@ pub(crate) fn route(path: &str) -> Route {
         ["version"] => Route::Version,
         ["coracle.dev", "v1", "authority"] => Route::Authority,
         ["coracle.dev", "v1", "join"] => Route::Join,
+        ["coracle.dev", "v1", "backup"] => Route::Backup,
         ["coracle.dev", "v1", "servers"] => Route::Servers,
         ["coracle.dev", "v1", "servers", id, "remove"] => Route::RemoveServer((*id).to_owned()),
         ["healthz" | "livez" | "readyz", ..] => Route::Health,

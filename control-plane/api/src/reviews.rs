@@ -27,7 +27,7 @@ pub(crate) const REVIEWS: [(&str, &str, &str, Review); 3] = [
 /// Answers a question. Everybody who is known may ask.
 pub(crate) fn answer_to(who: &Who, review: Review, asked: &Asked) -> Answer {
     if !who.is_known() {
-        may::check(who, "create", "a review")?;
+        may::check(who, "create", "a review", None)?;
     }
     if asked.method != Method::POST {
         return Err(Failure::method());
@@ -41,14 +41,22 @@ pub(crate) fn answer_to(who: &Who, review: Review, asked: &Asked) -> Answer {
     }
     object["apiVersion"] = json!(format!("{group}/v1"));
     object["kind"] = json!(kind);
-    object["status"] = status(who, review);
+    object["status"] = status(who, review, &object["spec"]["resourceAttributes"]);
     Ok(answer::json(StatusCode::CREATED, &object))
 }
 
-fn status(who: &Who, review: Review) -> Value {
+fn status(who: &Who, review: Review, about: &Value) -> Value {
     let all = may::all(who);
+    let node = may::node(who);
+    let of_a_node = |name: &str| {
+        let verb = about["verb"].as_str().unwrap_or_default();
+        let own = about["resource"] == "nodes"
+            && about["name"] == name
+            && about["subresource"].as_str().unwrap_or_default().is_empty();
+        own && about["group"].as_str().unwrap_or_default().is_empty() && may::OF_A_NODE.contains(&verb)
+    };
     match review {
-        Review::Access if all => json!({"allowed": true}),
+        Review::Access if all || node.is_some_and(of_a_node) => json!({"allowed": true}),
         Review::Access => json!({"allowed": false, "reason": "only members of system:masters may"}),
         Review::Oneself => json!({"userInfo": {"username": who.user, "groups": who.groups}}),
         Review::Rules => {
@@ -58,6 +66,9 @@ fn status(who: &Who, review: Review) -> Value {
                     json!([{"verbs": every, "apiGroups": every, "resources": every}]),
                     json!([{"verbs": every, "nonResourceURLs": every}]),
                 )
+            } else if let Some(node) = node {
+                let rule = json!({"verbs": may::OF_A_NODE, "apiGroups": [""], "resources": ["nodes"], "resourceNames": [node]});
+                (json!([rule]), json!([]))
             } else {
                 (json!([]), json!([]))
             };

@@ -9,7 +9,8 @@ use coracle_store::View;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -40,6 +41,17 @@ pub struct Tls {
     pub key_pem: String,
     /// The authority of client certificates.
     pub client_ca_pem: String,
+    /// Shown instead of the certificate, when it may be exchanged while the door is open.
+    pub live: Option<Live>,
+}
+
+/// A certificate that may be exchanged, and the clock by which others are judged.
+#[derive(Clone)]
+pub struct Live {
+    /// Shows the certificate of the moment.
+    pub shown: Arc<dyn ResolvesServerCert>,
+    /// Tells the time.
+    pub clock: Arc<dyn TimeProvider>,
 }
 
 impl std::fmt::Debug for Tls {
@@ -276,12 +288,18 @@ fn tls_config(tls: &Tls) -> Result<ServerConfig, String> {
         .allow_unauthenticated()
         .build()
         .map_err(|error| error.to_string())?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let config = match &tls.live {
+        Some(live) => ServerConfig::builder_with_details(provider, live.clock.clone()),
+        None => ServerConfig::builder_with_provider(provider),
+    };
+    let config = config
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|error| error.to_string())?;
+        .with_client_cert_verifier(verifier);
+    let mut config = match &tls.live {
+        Some(live) => config.with_cert_resolver(live.shown.clone()),
+        None => config.with_single_cert(chain, key).map_err(|error| error.to_string())?,
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -17,7 +17,7 @@ use crate::path::{Place, Query, Route, route};
 use crate::serve::Door;
 use crate::status::Failure;
 use crate::who::Who;
-use crate::{change, delete, discovery, list, logs, may, openapi, reviews, watch, who, wire, write};
+use crate::{change, delete, discovery, list, logs, may, openapi, reviews, servers, watch, who, wire, write};
 
 /// The largest body of a request: an object is at most 1.5 MB, its JSON may be escaped.
 const MAX_BODY: usize = 3 << 20;
@@ -109,7 +109,9 @@ fn open_route(door: &Door, route: &Route) -> Option<Answer> {
     match route {
         Route::Version => Some(Ok(answer::json(StatusCode::OK, &discovery::version()))),
         Route::Health => Some(Ok(answer::text("ok"))),
-        Route::Authority => Some(door.cluster.authority().map_or_else(|| Err(Failure::no_such_path()), |pem| Ok(answer::text(pem)))),
+        Route::Authority => {
+            Some(door.cluster.authority().map_or_else(|| Err(Failure::no_such_path()), |pem| Ok(answer::text(pem))))
+        }
         _ => None,
     }
 }
@@ -140,7 +142,12 @@ fn too_many_members() -> Failure {
 }
 
 fn labels(parts: &Parts, route: &Route) -> (&'static str, &'static str) {
-    let Route::Resource(place) = route else { return ("get", "meta") };
+    let place = match route {
+        Route::Resource(place) => place,
+        Route::Servers => return ("list", "servers"),
+        Route::RemoveServer(_) => return ("remove", "servers"),
+        _ => return ("get", "meta"),
+    };
     let watch = Query::parse(parts.uri.query()).flag("watch");
     let verb = match (&parts.method, place.name.is_some()) {
         (&Method::GET, _) if watch => "watch",
@@ -166,7 +173,8 @@ async fn answer_to(
 ) -> Answer {
     // What one may do is checked before a byte of the body is read; about oneself everybody may ask.
     if !matches!(route, Route::Review(_)) || !who.is_known() {
-        may::check(who, verb, resource)?;
+        let place = if let Route::Resource(place) = &route { Some(place) } else { None };
+        may::check(who, verb, resource, place)?;
     }
     let header = |name: header::HeaderName| {
         parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
@@ -188,15 +196,45 @@ async fn answer_to(
     };
     match route {
         Route::Resource(place) => {
+            may::check_patch(who, &asked)?;
             let mut response = on_resource(door, &place, &mut asked).await?;
             answer::warn(&mut response, &asked.warnings);
             Ok(response)
         }
         Route::Review(review) => reviews::answer_to(who, review, &asked),
+        Route::Servers => servers::list(door, &asked),
+        Route::RemoveServer(id) => servers::remove(door, &id, &asked).await,
+        Route::Backup => backup(door, who).await,
         Route::Unknown => Err(Failure::no_such_path()),
         _ if asked.method != Method::GET => Err(Failure::method()),
         route => document(&route, &asked),
     }
+}
+
+/// Everything there is, Secrets and the authority's key with it: for administrators only.
+async fn backup(door: &Door, who: &Who) -> Answer {
+    if !may::all(who) {
+        return Err(Failure::forbidden("a backup holds every Secret and the key of the authority: only administrators get one"));
+    }
+    let internal = |words: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", words);
+    let mut chunks = door.cluster.backup().await.map_err(internal)?;
+    let (sink, out) = tokio::sync::mpsc::channel(16);
+    let drain = door.drain.clone();
+    tokio::spawn(async move {
+        let copy = async {
+            // One that breaks off is not whole, which its reader finds out by its length.
+            while let Some(Ok(bytes)) = chunks.recv().await {
+                if sink.send(bytes).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = copy => {}
+            () = drain.cancelled() => {}
+        }
+    });
+    Ok(answer::stream("application/octet-stream", out))
 }
 
 /// Discovery and OpenAPI.

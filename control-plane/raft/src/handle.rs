@@ -33,6 +33,8 @@ const JOIN_WITHIN: Duration = Duration::from_secs(6);
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 /// Who has acknowledged something this long ago can lead.
 const LIVE: Duration = Duration::from_secs(1);
+/// A disk that does not answer for so long hangs.
+const HANGS: Duration = Duration::from_secs(1);
 /// Whether a copy of this server runs where it was last.
 const COPY_WITHIN: Duration = Duration::from_millis(700);
 
@@ -508,6 +510,12 @@ impl Raft {
         }
     }
 
+    /// Whether this server's own disk keeps a cluster that it leads from writing: it is full, or hangs.
+    pub(crate) fn is_hindered(&self) -> bool {
+        let stats = self.inner.writer.stats();
+        stats.space() != Space::Free || stats.waiting() > HANGS
+    }
+
     /// What keeps this server from taking all that is proposed, in words; `None` when nothing does.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
@@ -551,7 +559,7 @@ fn report(result: Result<(), tokio::task::JoinError>) {
     }
 }
 
-fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> OpenError {
+pub(crate) fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> OpenError {
     move |source| OpenError::System { operation, source }
 }
 

@@ -14,6 +14,7 @@ mod inbox;
 mod members;
 mod membership;
 mod peers;
+pub mod rescue;
 pub mod snapshots;
 pub mod wal;
 mod wire;

@@ -15,6 +15,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LIVE_WITHIN: Duration = Duration::from_secs(2);
 /// A voter that has been silent so long is replaced by a learner, when there is one.
 const REPLACE_AFTER: Duration = Duration::from_secs(30);
+/// A leader with a bad disk that leads again soon had good reason: the others are no better.
+const GIVE_WAY_AGAIN: Duration = Duration::from_secs(30);
 /// A learner that is no further behind has caught up.
 const CAUGHT_UP: u64 = 256;
 
@@ -70,6 +72,7 @@ fn plan(members: &Members, leader: u64, health: &BTreeMap<u64, Health>, last: u6
 pub(crate) async fn keep(raft: Raft, mut stop: watch::Receiver<bool>) {
     let mut complained = String::new();
     let mut leads_since: Option<Instant> = None;
+    let mut gave_way: Option<Instant> = None;
     loop {
         tokio::select! {
             // Cancel safe both.
@@ -81,6 +84,15 @@ pub(crate) async fn keep(raft: Raft, mut stop: watch::Receiver<bool>) {
             continue;
         }
         let since = *leads_since.get_or_insert_with(Instant::now);
+        // A leader whose own disk takes no more, or hangs, keeps everybody waiting: another one leads.
+        if raft.is_hindered() && gave_way.is_none_or(|at| at.elapsed() > GIVE_WAY_AGAIN) {
+            gave_way = Some(Instant::now());
+            match raft.hand_over().await {
+                Ok(()) => tracing::warn!("this server's disk hinders it: another one leads now"),
+                Err(reason) => tracing::warn!(reason, "this server's disk hinders it, and no other can lead"),
+            }
+            continue;
+        }
         let members = raft.members();
         let change = match moved(&raft, &members) {
             Some(moved) => Some(ChangeMembers::SetNodes(moved)),

@@ -180,6 +180,12 @@ impl Snapshots {
         }
     }
 
+    /// The name of a snapshot's file.
+    #[must_use]
+    pub fn name(index: u64) -> String {
+        format!("{index:020}.snapshot")
+    }
+
     /// The size of a snapshot, in bytes.
     ///
     /// # Errors
@@ -331,7 +337,7 @@ impl Snapshots {
 }
 
 fn name(index: u64) -> String {
-    format!("{index:020}.snapshot")
+    Snapshots::name(index)
 }
 
 struct Out<'a> {

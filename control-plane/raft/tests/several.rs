@@ -309,3 +309,50 @@ async fn five_vote_and_one_that_leaves_is_forgotten() {
     second.propose(create("a")).await.unwrap();
     shut([first, second, third, fourth, fifth]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_begins_anew_from_a_backup_or_from_one_of_its_servers() {
+    let site = Site::new();
+    let [first, second, third] = site.three().await;
+    for index in 0..40 {
+        first.propose(create(&format!("c{index}"))).await.unwrap();
+    }
+    let backup = site.directory.path().join("backup");
+    let (file, saved) = second.save_to(&backup).unwrap();
+    assert!(saved.reach.last.index >= 40);
+    first.propose(create("later")).await.unwrap();
+    until("the third has it", || has(&third, "later")).await;
+    let before = third.view().generation();
+    for number in 1..=3 {
+        site.stop(number).await;
+    }
+    drop([first, second, third]);
+
+    let limits = coracle_store::Limits::default();
+    let config = RaftConfig { ..site.config(4) };
+    let rescued =
+        coracle_raft::rescue::restore(&file, site.cluster, &config.dir, config.member.clone(), vec![], limits).unwrap();
+    let restored = site.open(4, config).await.unwrap();
+    assert!(restored.is_leader() && has(&restored, "c39") && !has(&restored, "later"));
+    assert!(restored.view().epoch() > before.epoch && restored.view().epoch() == rescued.epoch);
+    assert!(restored.view().revision() > before.revision, "revisions of the old life are all older");
+    restored.propose(create("new")).await.unwrap();
+    site.stop(4).await;
+    let restored = site.open(4, site.config(4)).await.unwrap();
+    assert!(has(&restored, "new") && restored.is_alone());
+
+    // Two of three are lost for good: the third one's directory.
+    let config = site.config(5);
+    let old = site.config(3).dir;
+    let rescued = coracle_raft::rescue::recover(&old, &config.dir, config.member.clone(), vec![], limits).unwrap();
+    println!("{rescued:?}");
+    let recovered = site.open(5, config).await.unwrap();
+    assert!(recovered.is_leader() && has(&recovered, "later") && has(&recovered, "c0"));
+    // Others join it as new ones.
+    let identity = Identity { node: 66, cluster: site.cluster };
+    let config = RaftConfig { identity: Some(identity), join: Some(vec![address(5)]), ..site.config(6) };
+    let joined = site.open(6, config).await.unwrap();
+    joined.join(&[address(5)], Duration::from_secs(10)).await.unwrap();
+    until("it follows", || has(&joined, "later")).await;
+    shut([restored, recovered, joined]).await;
+}

@@ -3,7 +3,7 @@
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
-use coracle_protocol::v1::{NodeEvent, Report};
+use coracle_protocol::v1::{Item, NodeEvent, Report};
 use coracle_store::{Expect, Key, Op, Transaction, View};
 use serde_json::{Value, json};
 
@@ -19,13 +19,15 @@ const EVENTS_PER_REPORT: usize = 200;
 enum Said {
     Pod(usize),
     Gone(usize),
+    Orphan(usize),
     Node,
     Event,
 }
 
 /// Whether nothing is said.
 pub(super) fn is_empty(report: &Report) -> bool {
-    report.pods.is_empty() && report.gone.is_empty() && report.events.is_empty() && report.node_status.is_empty()
+    let pods = report.pods.is_empty() && report.gone.is_empty() && report.orphans.is_empty();
+    pods && report.events.is_empty() && report.node_status.is_empty()
 }
 
 /// An older report with a newer one after it: of each pod, and of the node, the newer word counts.
@@ -38,6 +40,8 @@ pub(super) fn merged(mut older: Report, newer: Report) -> Report {
     older.gone.retain(|gone| newer.gone.iter().all(|other| other.uid != gone.uid));
     older.gone.extend(newer.gone);
     older.events.extend(newer.events);
+    older.orphans.retain(|orphan| newer.orphans.iter().all(|other| other.uid != orphan.uid));
+    older.orphans.extend(newer.orphans);
     if !newer.node_status.is_empty() {
         older.node_status = newer.node_status;
     }
@@ -50,6 +54,7 @@ pub(super) async fn apply(memory: &dyn Memory, node: &str, mut report: Report) -
     let (transactions, said): (Vec<Transaction>, Vec<Said>) =
         planned(&memory.view(), node, &report).into_iter().unzip();
     let (mut again, mut pods, mut gone, mut of_node) = (None, Vec::new(), Vec::new(), false);
+    let mut orphans = Vec::new();
     let outcomes = if transactions.is_empty() { Vec::new() } else { memory.propose_many(transactions).await };
     for (outcome, said) in outcomes.into_iter().zip(said) {
         match (outcome, said) {
@@ -61,6 +66,7 @@ pub(super) async fn apply(memory: &dyn Memory, node: &str, mut report: Report) -
                 match said {
                     Said::Pod(index) => pods.push(report.pods[index].clone()),
                     Said::Gone(index) => gone.push(report.gone[index].clone()),
+                    Said::Orphan(index) => orphans.push(report.orphans[index].clone()),
                     Said::Node => of_node = true,
                     // Events are worth one attempt.
                     Said::Event => continue,
@@ -73,7 +79,7 @@ pub(super) async fn apply(memory: &dyn Memory, node: &str, mut report: Report) -
         tracing::warn!(node, error = coracle_base::one_line(&error), "a report could not be stored and is tried again");
     }
     let node_status = if of_node { std::mem::take(&mut report.node_status) } else { Vec::new() };
-    Report { pods, gone, node_status, ..Report::default() }
+    Report { pods, gone, orphans, node_status, ..Report::default() }
 }
 
 fn planned(view: &View, node: &str, report: &Report) -> Vec<(Transaction, Said)> {
@@ -87,6 +93,9 @@ fn planned(view: &View, node: &str, report: &Report) -> Vec<(Transaction, Said)>
         bound
     };
     let mut planned: Vec<(Transaction, Said)> = Vec::new();
+    for (index, orphan) in report.orphans.iter().enumerate() {
+        planned.extend(adopted(view, node, orphan).map(|op| (op.into(), Said::Orphan(index))));
+    }
     for (index, pod) in report.pods.iter().enumerate() {
         if !mine(&pod.namespace, &pod.name, &pod.uid) {
             continue;
@@ -130,6 +139,36 @@ fn gone_op(view: &View, namespace: &str, name: &str) -> Option<Op> {
         return Some(Op::Update { key: pod.key.clone(), expect, value: Arc::new(value), claims: None });
     }
     Some(Op::Delete { key: pod.key.clone(), expect })
+}
+
+/// A pod that runs on a node and that this state, which began anew from a backup, does not know: it is taken over when what it belongs
+/// to is there.
+fn adopted(view: &View, node: &str, orphan: &Item) -> Option<Op> {
+    if orphan.resource != "pods" || view.find("pods", &orphan.namespace, &orphan.name).is_some() {
+        return None;
+    }
+    view.find("namespaces", "", &orphan.namespace)?;
+    let mut value: Value = serde_json::from_slice(&orphan.object).ok()?;
+    let meta = &value["metadata"];
+    let itself = meta["name"] == orphan.name.as_str()
+        && meta["namespace"] == orphan.namespace.as_str()
+        && meta["uid"] == orphan.uid.as_str();
+    // A node says only what it runs itself, and nothing that was about to go.
+    if !itself || value["spec"]["nodeName"] != node || !meta["deletionTimestamp"].is_null() {
+        return None;
+    }
+    if let Some(owner) = coracle_manifests::view::controller(&value) {
+        let text = |field: &str| owner[field].as_str().unwrap_or_default();
+        let kind = coracle_manifests::kinds::by_name(text("apiVersion"), text("kind"))?;
+        let stored = view.find(kind.resource, &orphan.namespace, text("name"))?;
+        if *stored.uid != *text("uid") {
+            return None;
+        }
+    }
+    value["metadata"].as_object_mut()?.remove("resourceVersion");
+    tracing::info!(node, namespace = orphan.namespace, pod = orphan.name, "a pod that ran before is taken over");
+    let key = Key::new("pods", orphan.namespace.as_str(), orphan.name.as_str());
+    Some(Op::Create { key, value: Arc::new(value), claims: Vec::new() })
 }
 
 fn node_status_op(view: &View, node: &str, status: &[u8]) -> Option<Op> {

@@ -34,7 +34,7 @@ pub struct Pki {
     pub ca_pem: String,
     pub server: (String, String),
     pub node: (String, String),
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
 }
 
 impl Pki {
@@ -43,13 +43,24 @@ impl Pki {
         leaf(&self.issuer, user, group, server)
     }
 
+    /// The node's certificate, with so many days of its life left.
+    pub fn node_ending_in(&self, days: i64) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, format!("system:node:{NODE}"));
+        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        params.not_after = std::time::SystemTime::now().checked_add(Duration::from_secs(days.unsigned_abs() * 86_400)).unwrap().into();
+        (params.signed_by(&key, &*self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "test-ca");
         let ca = params.self_signed(&key).unwrap();
-        let issuer = Issuer::new(params, key);
+        let issuer = Arc::new(Issuer::new(params, key));
         Self {
             ca_pem: ca.pem(),
             server: leaf(&issuer, "coracle-server", "x", true),
@@ -100,6 +111,8 @@ struct Inner {
     settings: Settings,
     next_tunnel: AtomicU64,
     end: Mutex<tokio_util::sync::CancellationToken>,
+    /// Signs new certificates for agents, when it does.
+    signs: Mutex<Option<Arc<Issuer<'static, KeyPair>>>>,
 }
 
 /// The server. Clones are one.
@@ -109,6 +122,11 @@ pub struct TestServer {
 }
 
 impl TestServer {
+    /// From now on it signs new certificates for agents.
+    pub fn sign_with(&self, pki: &Pki) {
+        *self.inner.signs.lock().unwrap() = Some(pki.issuer.clone());
+    }
+
     pub fn new() -> Self {
         let settings = Settings {
             pod_cidr: "10.42.7.0/24".into(),
@@ -127,6 +145,7 @@ impl TestServer {
                 settings,
                 next_tunnel: AtomicU64::new(1),
                 end: Mutex::default(),
+                signs: Mutex::default(),
             }),
         }
     }
@@ -310,9 +329,18 @@ impl Agents for TestServer {
 
     async fn renew(
         &self,
-        _: Request<coracle_protocol::v1::Renewal>,
+        request: Request<coracle_protocol::v1::Renewal>,
     ) -> Result<Response<coracle_protocol::v1::Renewed>, Status> {
-        Err(Status::unimplemented("no certificate ends during a test"))
+        let signs = self.inner.signs.lock().unwrap();
+        let pki = signs.as_ref().ok_or_else(|| Status::unimplemented("this server signs nothing"))?;
+        let asked = rcgen::CertificateSigningRequestParams::from_pem(&request.into_inner().request).unwrap();
+        let mut signed = asked;
+        signed.params = CertificateParams::default();
+        signed.params.distinguished_name = rcgen::DistinguishedName::new();
+        signed.params.distinguished_name.push(DnType::CommonName, format!("system:node:{NODE}"));
+        signed.params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        let certificate = signed.signed_by(&**pki).unwrap().pem();
+        Ok(Response::new(coracle_protocol::v1::Renewed { certificate, authority: String::new() }))
     }
 
     async fn tunnel(&self, request: Request<Streaming<TunnelUp>>) -> Result<Response<Self::TunnelStream>, Status> {

@@ -72,9 +72,6 @@ impl Start {
             return Err(corrupt("it does not begin like a segment"));
         }
         let found = input.u16("a format").map_err(bad)?;
-        if found == 0 || found > FORMAT {
-            return Err(WalError::Format { file: name.to_owned(), found });
-        }
         let cluster = u128::from(input.u64("a cluster").map_err(bad)?);
         let cluster = cluster | u128::from(input.u64("a cluster").map_err(bad)?) << 64;
         let node = input.u64("a server").map_err(bad)?;
@@ -86,6 +83,10 @@ impl Start {
         let covered = bytes.len() - input.left();
         if input.u32("a crc").map_err(bad)? != crc32c::crc32c(&bytes[..covered]) {
             return Err(corrupt("the checksum of the segment's header does not match"));
+        }
+        // After the checksum, which every later format keeps where it is: a flipped bit does not make a newer release.
+        if found == 0 || found > FORMAT {
+            return Err(WalError::Format { file: name.to_owned(), found });
         }
         if (cluster, node) != (config.cluster, config.node) {
             let what = format!(

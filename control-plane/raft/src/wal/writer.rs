@@ -30,6 +30,8 @@ pub struct WriterStats {
     bytes: AtomicU64,
     space: AtomicU8,
     failure: OnceLock<String>,
+    /// When the frame under way was begun.
+    begun: Mutex<Option<Instant>>,
 }
 
 /// How many of the last frames are remembered.
@@ -63,6 +65,17 @@ impl WriterStats {
     #[must_use]
     pub fn failure(&self) -> Option<&str> {
         self.failure.get().map(String::as_str)
+    }
+
+    /// How long the frame under way has been waited for; zero when there is none.
+    #[must_use]
+    pub fn waiting(&self) -> Duration {
+        let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.map_or(Duration::ZERO, |begun| begun.elapsed())
+    }
+
+    fn begins(&self, at: Option<Instant>) {
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
     /// Room on the disk.
@@ -208,7 +221,9 @@ impl Worker {
             }
         }
         let begun = Instant::now();
+        self.stats.begins(Some(begun));
         let mut result = self.log.commit(&records);
+        self.stats.begins(None);
         self.stats.frame_took(begun.elapsed());
         if result.is_ok() && records.iter().any(|record| matches!(record, Record::Purge(_))) {
             result = self.log.drop_purged();
