@@ -8,7 +8,9 @@ use coracle_control_plane::ServerStatus;
 use coracle_control_plane::server::ServerHandle;
 use coracle_daemon::DrainWatch;
 use coracle_dashboard::{Cluster, Server, Snapshot, Source, Trees};
+use coracle_node_agent::AgentHandle;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::config::Settings;
 use crate::failure::Failure;
@@ -26,6 +28,102 @@ pub async fn start(settings: &Settings, server: &ServerHandle, drain: DrainWatch
         .await
         .map_err(|error| Failure::from_error(&error))?;
     Ok(())
+}
+
+/// The same on a machine that is no server: what its ledger holds.
+///
+/// # Errors
+/// The port is taken.
+pub async fn start_node(settings: &Settings, agent: &AgentHandle, drain: DrainWatch) -> Result<(), Failure> {
+    let mut known = agent.known();
+    let (sender, changes) = watch::channel(known.borrow_and_update().generation);
+    let end = drain.token();
+    drain.spawn(async move {
+        loop {
+            tokio::select! {
+                // Cancel safe both.
+                changed = known.changed() => if changed.is_err() { return },
+                () = end.cancelled() => return,
+            }
+            sender.send_replace(known.borrow_and_update().generation);
+        }
+    });
+    let source = Arc::new(Ledger { settings: settings.clone(), agent: agent.clone(), changes });
+    coracle_dashboard::serve(settings.status_listen, source, drain)
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
+    Ok(())
+}
+
+/// What a node knows: the cluster's nodes, Services and endpoints, and its own pods.
+struct Ledger {
+    settings: Settings,
+    agent: AgentHandle,
+    changes: watch::Receiver<coracle_base::Generation>,
+}
+
+impl Source for Ledger {
+    fn snapshot(&self) -> Snapshot {
+        let state = self.agent.known().borrow().clone();
+        let status = self.agent.status().borrow().clone();
+        let of = |resource: &str| state.list(resource).map(|(_, held)| held.clone()).collect::<Vec<_>>();
+        let held = [of("nodes"), of("pods"), of("services"), of("endpointslices.discovery.k8s.io")];
+        let [nodes, pods, services, slices] =
+            held.each_ref().map(|list| list.iter().map(|held| &held.tree).collect::<Vec<&Value>>());
+        let trees = Trees {
+            nodes: &nodes,
+            deployments: &[],
+            pods: &pods,
+            services: &services,
+            slices: &slices,
+            events: &[],
+        };
+        let servers = state.settings.iter().flat_map(|settings| settings.servers.clone()).map(|address| {
+            let here = status.server.as_ref() == Some(&address);
+            Server {
+                name: address.clone(),
+                address,
+                reachable: !here || status.connected,
+                problem: if here { status.disconnected_because.clone().unwrap_or_default() } else { String::new() },
+                ..Server::default()
+            }
+        });
+        let snapshot = Snapshot {
+            cluster: Cluster {
+                name: "coracle".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                this_node: self.settings.node_name.clone(),
+                api: String::new(),
+                revision: state.generation.revision,
+            },
+            servers: servers.collect(),
+            ..Snapshot::default()
+        };
+        snapshot.with(trees)
+    }
+
+    fn changes(&self) -> watch::Receiver<coracle_base::Generation> {
+        self.changes.clone()
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        let used = coracle_daemon::metrics::process_use();
+        let status = self.agent.status().borrow().clone();
+        let mut sample = |name: &str, kind: &str, value: f64| {
+            let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
+        };
+        #[allow(clippy::cast_precision_loss)]
+        {
+            sample("process_resident_memory_bytes", "gauge", used.rss_bytes as f64);
+            sample("process_cpu_seconds_total", "counter", used.cpu_seconds);
+            sample("process_threads", "gauge", used.threads as f64);
+            sample("process_open_fds", "gauge", used.open_fds as f64);
+            sample("coracle_agent_pods", "gauge", status.pods.len() as f64);
+            sample("coracle_agent_connected", "gauge", f64::from(u8::from(status.connected)));
+        }
+        text
+    }
 }
 
 /// What this server's memory holds, as the pages show it.

@@ -62,6 +62,12 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
         }
     }
 
+    // A machine that is no server shows what it knows.
+    let shown = site.at(4).coracle(&["status", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let count = |section: &str| shown[section].as_array().map_or(0, Vec::len);
+    assert_eq!((count("nodes"), count("servers")), (4, 3), "{shown}");
+
     // The leader's machine loses its program: pods there go on, but nobody hears of them.
     let leader = site.leader(1).expect("a leader");
     let other = if leader == 1 { 2 } else { 1 };

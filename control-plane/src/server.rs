@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_api::{ApiConfig, ApiMetrics, Cluster, Live, Memory, ServeError, ServiceAddresses, Tls};
+use coracle_api::{ApiConfig, ApiMetrics, Live, Memory, ServeError, ServiceAddresses, Tls};
 use coracle_daemon::DrainWatch;
 use coracle_protocol::tls::{self, Papers, SERVER_NAME, Wallet};
 use coracle_raft::Member;
@@ -161,47 +161,22 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
             cluster: config.network.cluster_cidr.to_string(),
         });
     }
-    let pki = config.data_dir.join("pki");
-    let authority = Arc::new(Authority::open(&pki, &format!("{:08x}", rand::random::<u32>()))?);
-    let server = authority.leaf(&server_subject(&config))?;
-    let admin = authority.leaf(&admin_subject())?;
-    let node = authority.leaf(&client_subject("node", &format!("system:node:{}", config.node_name), NODES))?;
-    let ca_pem = authority.cert_pem().to_owned();
-    let wallet = Wallet::new(&Papers {
-        cert_pem: server.cert_pem.clone(),
-        key_pem: server.key_pem.clone(),
-        ca_pem: ca_pem.clone(),
-    })?;
-
+    let papers = OwnPapers::open(&config)?;
     let door = ServerDoor { raft: Arc::default(), sessions: Arc::default() };
     let listener = listen(config.peer_listen).await?;
     let peer_address = listener.local_addr().map_err(|source| ServerError::Listen { address: config.peer_listen, source })?;
-    let peers = ServerPeers::new(wallet.clone());
-    let member = Member {
-        // A server on the loopback has no address for others.
-        address: if config.node_ip.is_loopback() {
-            String::new()
-        } else {
-            SocketAddr::new(IpAddr::V4(config.node_ip), peer_address.port()).to_string()
-        },
-        name: config.node_name.clone(),
-        api_port: config.api_listen.port(),
-    };
-    let join = config.join.as_ref().map(|join| {
-        let cluster = u128::from_str_radix(&join.cluster, 16).map_err(|_| ServerError::Join("the cluster's name is no number".to_owned()))?;
-        Ok::<_, ServerError>((cluster, join.servers.clone()))
-    });
+    let peers = ServerPeers::new(papers.wallet.clone());
     let plan = LogPlan {
         dir: &config.data_dir.join("log"),
         segment_bytes: config.log_segment_bytes,
-        member,
-        join: join.transpose()?,
+        member: member(&config, peer_address.port()),
+        join: joins(&config)?,
     };
     let (memory, log) = open(plan, Arc::new(peers.clone())).await?;
-    let sessions = Sessions::new(memory.clone(), log.cluster_id(), config.network.clone(), authority.clone());
+    let sessions = Sessions::new(memory.clone(), log.cluster_id(), config.network.clone(), papers.authority.clone());
     let _ = door.raft.set(log.raft().clone());
     let _ = door.sessions.set(sessions.clone());
-    serve_agents(listener, &wallet, &door, &sessions, &drain);
+    serve_agents(listener, &papers.wallet, &door, &sessions, &drain);
     if let Some(join) = &config.join
         && !log.raft().is_member()
     {
@@ -214,37 +189,16 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     }
 
     let api_metrics = ApiMetrics::default();
-    let gate = Gate {
-        authority: authority.clone(),
-        cluster: log.cluster_id(),
-        cluster_cidr: config.network.cluster_cidr,
-        service_cidr: config.network.service_cidr,
-        domain: config.network.domain.clone(),
-        node_prefix: config.network.node_prefix,
-    };
-    let cluster: Arc<dyn Cluster> = Arc::new(LocalCluster {
+    let cluster = LocalCluster {
         memory: memory.clone(),
         sessions: sessions.clone(),
         log: log.clone(),
         peers: peers.clone(),
-        gate,
+        gate: gate(&config, papers.authority.clone(), log.cluster_id()),
         scratch: config.data_dir.join("backup.tmp"),
-    });
-    let api = ApiConfig {
-        listen: config.api_listen,
-        tls: Tls {
-            cert_pem: server.cert_pem,
-            key_pem: server.key_pem,
-            client_ca_pem: ca_pem.clone(),
-            live: Some(Live { shown: wallet.shown(), clock: tls::clock(&ca_pem)? }),
-        },
-        services: ServiceAddresses {
-            base: config.network.service_cidr.address(0).unwrap_or(Ipv4Addr::UNSPECIFIED),
-            prefix: config.network.service_cidr.prefix(),
-        },
-        metrics: api_metrics.clone(),
     };
-    let api_address = coracle_api::serve(api, cluster, drain.token()).await?;
+    let api = api_config(&config, &papers, api_metrics.clone())?;
+    let api_address = coracle_api::serve(api, Arc::new(cluster), drain.token()).await?;
     let work = Arc::new(Work::default());
     let duties = Duties {
         log: log.clone(),
@@ -259,7 +213,8 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     let kubeconfig = config.data_dir.join("admin.kubeconfig");
     let host = if api_address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { api_address.ip() };
     let url = format!("https://{}", SocketAddr::new(host, api_address.port()));
-    write(&kubeconfig, &kubeconfig::render(&url, authority.cert_pem(), &admin))?;
+    write(&kubeconfig, &kubeconfig::render(&url, &papers.ca_pem, &papers.admin))?;
+    let OwnPapers { authority, node, ca_pem, wallet, .. } = papers;
     let renewal = Renewal { authority, server: server_subject(&config), wallet, kubeconfig: kubeconfig.clone(), url };
     drain.spawn(renewal.run(drain.clone()));
     Ok(ServerHandle {
@@ -327,6 +282,77 @@ async fn first_objects(memory: &dyn Memory, config: &ServerConfig) -> Result<(),
         outcome.map_err(MemoryError::FirstObjects)?;
     }
     Ok(())
+}
+
+/// The authority, and what it has signed for this machine.
+struct OwnPapers {
+    authority: Arc<Authority>,
+    server: Credential,
+    admin: Credential,
+    node: Credential,
+    ca_pem: String,
+    wallet: Wallet,
+}
+
+impl OwnPapers {
+    fn open(config: &ServerConfig) -> Result<Self, ServerError> {
+        // The name tells authorities of several clusters apart where a person sees them.
+        let name = format!("{:08x}", rand::random::<u32>());
+        let authority = Arc::new(Authority::open(&config.data_dir.join("pki"), &name)?);
+        let server = authority.leaf(&server_subject(config))?;
+        let admin = authority.leaf(&admin_subject())?;
+        let node = authority.leaf(&client_subject("node", &format!("system:node:{}", config.node_name), NODES))?;
+        let ca_pem = authority.cert_pem().to_owned();
+        let Credential { cert_pem, key_pem } = server.clone();
+        let wallet = Wallet::new(&Papers { cert_pem, key_pem, ca_pem: ca_pem.clone() })?;
+        Ok(Self { authority, server, admin, node, ca_pem, wallet })
+    }
+}
+
+/// This server as others know it; one on the loopback has no address for them.
+fn member(config: &ServerConfig, port: u16) -> Member {
+    let address = SocketAddr::new(IpAddr::V4(config.node_ip), port).to_string();
+    Member {
+        address: if config.node_ip.is_loopback() { String::new() } else { address },
+        name: config.node_name.clone(),
+        api_port: config.api_listen.port(),
+    }
+}
+
+/// The cluster a server joins, as its log needs it.
+fn joins(config: &ServerConfig) -> Result<Option<(u128, Vec<String>)>, ServerError> {
+    let Some(join) = &config.join else { return Ok(None) };
+    let cluster = u128::from_str_radix(&join.cluster, 16);
+    let cluster = cluster.map_err(|_| ServerError::Join("the cluster's name is no number".to_owned()))?;
+    Ok(Some((cluster, join.servers.clone())))
+}
+
+fn gate(config: &ServerConfig, authority: Arc<Authority>, cluster: String) -> Gate {
+    Gate {
+        authority,
+        cluster,
+        cluster_cidr: config.network.cluster_cidr,
+        service_cidr: config.network.service_cidr,
+        domain: config.network.domain.clone(),
+        node_prefix: config.network.node_prefix,
+    }
+}
+
+fn api_config(config: &ServerConfig, papers: &OwnPapers, metrics: ApiMetrics) -> Result<ApiConfig, ServerError> {
+    Ok(ApiConfig {
+        listen: config.api_listen,
+        tls: Tls {
+            cert_pem: papers.server.cert_pem.clone(),
+            key_pem: papers.server.key_pem.clone(),
+            client_ca_pem: papers.ca_pem.clone(),
+            live: Some(Live { shown: papers.wallet.shown(), clock: tls::clock(&papers.ca_pem)? }),
+        },
+        services: ServiceAddresses {
+            base: config.network.service_cidr.address(0).unwrap_or(Ipv4Addr::UNSPECIFIED),
+            prefix: config.network.service_cidr.prefix(),
+        },
+        metrics,
+    })
 }
 
 /// Certificates of this server that are exchanged while it runs, long before they end. Its agent sees to its own.

@@ -105,6 +105,7 @@ pub struct AgentStatus {
 #[derive(Clone)]
 pub struct AgentHandle {
     status: watch::Receiver<Arc<AgentStatus>>,
+    state: watch::Receiver<crate::ledger::State>,
     images: ImageStore,
     pods: Pods,
     network: NodeNetwork,
@@ -198,6 +199,7 @@ impl Agent {
 
         let session_state = watch::Sender::new(SessionState::default());
         let status = status_page(board.clone(), session_state.subscribe(), ledger.watch(), &drain);
+        let state = ledger.watch();
         let session = Session {
             node: config.node_name,
             identity,
@@ -212,7 +214,7 @@ impl Agent {
             orphans_until: None,
         };
         drain.spawn(session.run(session_end.clone()));
-        Ok(AgentHandle { status, images, pods, network, runtime, paths, session_end, network_end })
+        Ok(AgentHandle { status, state, images, pods, network, runtime, paths, session_end, network_end })
     }
 }
 
@@ -221,6 +223,12 @@ impl AgentHandle {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Arc<AgentStatus>> {
         self.status.clone()
+    }
+
+    /// What this node knows of the cluster: of its ledger, also while no server is in reach.
+    #[must_use]
+    pub fn known(&self) -> watch::Receiver<crate::ledger::State> {
+        self.state.clone()
     }
 
     /// The images of this node.

@@ -36,15 +36,7 @@ pub async fn run(data_dir: &Path, down: &Down) -> Result<(), Failure> {
         return Ok(());
     };
     preflight::root("sudo coracle down")?;
-    stop_process(&settings).await?;
-    // An agent without a server, which starts nothing: it finds what is left by the same names, and takes it down.
-    let nobody = Identity { cert_pem: String::new(), key_pem: String::new(), ca_pem: String::new() };
-    let config = super::up::agent_config(&settings, Vec::new(), nobody);
-    let drain = Drain::new();
-    let left = Agent::remove_leftovers(config, Duration::from_secs(down.timeout), drain.watch())
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
-    drain.finish(Duration::from_secs(5)).await;
+    let left = stop(&settings, Duration::from_secs(down.timeout)).await?;
     if down.output == output::Format::Json {
         output::line(&output::json(&serde_json::json!({"left": left})));
     }
@@ -55,6 +47,24 @@ pub async fn run(data_dir: &Path, down: &Down) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::failed(format!("some things could not be removed:\n  {}", left.join("\n  "))))
+}
+
+/// Ends the program that runs with these settings and its pods, which get so long, and removes what they made on the machine.
+/// Returns what could not be removed, in words.
+///
+/// # Errors
+/// The program did not stop, or its folders cannot be used.
+pub async fn stop(settings: &Settings, timeout: Duration) -> Result<Vec<String>, Failure> {
+    stop_process(settings).await?;
+    // An agent without a server, which starts nothing: it finds what is left by the same names, and takes it down.
+    let nobody = Identity { cert_pem: String::new(), key_pem: String::new(), ca_pem: String::new() };
+    let config = super::up::agent_config(settings, Vec::new(), nobody);
+    let drain = Drain::new();
+    let left = Agent::remove_leftovers(config, timeout, drain.watch())
+        .await
+        .map_err(|error| Failure::from_error(&error))?;
+    drain.finish(Duration::from_secs(5)).await;
+    Ok(left)
 }
 
 /// Ends the `up` of these settings, if it still runs.

@@ -104,10 +104,15 @@ pub async fn go_on(
             return Ok(());
         }
     };
-    if let Err(error) = agent {
+    let shown = match agent {
+        Ok(agent) => crate::statuspage::start_node(&settings, &agent, drain.watch()).await,
+        Err(error) => Err(Failure::from_error(&error)),
+    };
+    if let Err(failure) = shown {
         drain.finish(DRAIN).await;
-        return Err(Failure::from_error(&error));
+        return Err(failure);
     }
+    output::line(&format!("status:     http://{}/", settings.status_listen));
     output::line("ready");
     stop.asked().await;
     tracing::info!("stopping; the pods run on");

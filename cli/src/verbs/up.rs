@@ -123,12 +123,14 @@ pub fn begin(instead: &str) -> Result<(), Failure> {
 /// # Errors
 /// Something does.
 pub fn check(data_dir: &Path, machine: &MachineArgs, server: bool) -> Result<(), Failure> {
-    let mut listeners = vec![(machine.image_listen, "the port for images", "--image-listen")];
+    let mut listeners = vec![
+        (machine.image_listen, "the port for images", "--image-listen"),
+        (machine.status_listen, "the status page", "--status-listen"),
+    ];
     if server {
         listeners.extend([
             (machine.api_listen, "the API", "--api-listen"),
             (machine.peer_listen, "the port of the agents", "--peer-listen"),
-            (machine.status_listen, "the status page", "--status-listen"),
         ]);
     }
     preflight::check(data_dir, &machine.cgroup, &machine.bridge, &listeners)

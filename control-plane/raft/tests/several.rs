@@ -276,7 +276,7 @@ async fn a_copied_directory_is_refused_and_a_lost_disk_is_another_server() {
     let copy = site.directory.path().join("m9");
     let copied = std::process::Command::new("cp").arg("-r").arg(site.directory.path().join("m2")).arg(&copy).status();
     assert!(copied.unwrap().success());
-    let refused = site.open(9, site.config(9)).await.err().expect("a copy runs");
+    let refused = site.open(9, site.config(9)).await.expect_err("a copy runs");
     assert!(matches!(&refused, OpenError::Cloned { address } if *address == "m2:6444"), "{refused}");
     // The third loses its disk, and comes back under its name.
     site.stop(3).await;

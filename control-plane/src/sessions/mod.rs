@@ -217,7 +217,9 @@ impl Sessions {
         for lease in leases {
             let down = self.agents().get(&lease.node).filter(|entry| entry.connected).map(|entry| entry.down.clone());
             // One that is lost comes again with the next beat.
-            let _ = down.map(|down| down.try_send(Ok(FromServer { message: Some(from_server::Message::Lease(lease)) })));
+            if let Some(down) = down {
+                let _ = down.try_send(Ok(FromServer { message: Some(from_server::Message::Lease(lease)) }));
+            }
         }
     }
 

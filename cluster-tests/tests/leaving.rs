@@ -1,0 +1,267 @@
+//! Machines that go on purpose: a node is emptied without a lost request, a node leaves, the leader's server leaves, a dead server is
+//! taken out; and who left can come again.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+
+use coracle_cluster_tests::machine::{have, workspace};
+use coracle_cluster_tests::site::Site;
+use serde_json::Value;
+
+/// Asks the service over and over until a file appears; prints how many answers came and how many did not.
+const LOAD: &str = r#"ok=0; bad=0
+while [ ! -e "$STOP" ]; do
+  if { exec 3<>/dev/tcp/$HOST/$PORT; } 2>/dev/null && printf 'GET / HTTP/1.0\r\nHost: hello\r\n\r\n' >&3 && grep -q 'hello from' <&3; then ok=$((ok+1)); else bad=$((bad+1)); fi
+  exec 3>&- 3<&-
+done
+echo "$ok $bad""#;
+
+/// The demo app with so many replicas.
+fn app(replicas: usize) -> String {
+    let text = std::fs::read_to_string(workspace().join("examples/hello.yaml")).expect("the example");
+    text.replace("replicas: 3", &format!("replicas: {replicas}"))
+}
+
+/// Name -> node of the pods that are ready and not going, as one machine sees it.
+fn ready_pods(site: &Site, seen_by: usize) -> BTreeMap<String, String> {
+    let pods = site.at(seen_by).get(&["pods"]);
+    let ready = |pod: &&Value| {
+        let conditions = pod["status"]["conditions"].as_array();
+        let ready = conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True");
+        ready && pod["metadata"]["deletionTimestamp"].is_null()
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let items = pods["items"].as_array().cloned().unwrap_or_default();
+    items.iter().filter(ready).map(|pod| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]))).collect()
+}
+
+/// How many ready pods a node has.
+fn on(site: &Site, seen_by: usize, node: &str) -> usize {
+    ready_pods(site, seen_by).values().filter(|on| *on == node).count()
+}
+
+/// The names of the servers, in order, those that vote, and who leads.
+fn servers(site: &Site, seen_by: usize) -> (Vec<String>, usize, Option<String>) {
+    let status = site.at(seen_by).try_coracle(&["status", "--servers", "-o", "json"]);
+    let all: Value = serde_json::from_str(&status.out).unwrap_or_default();
+    let all = all.as_array().cloned().unwrap_or_default();
+    let name = |server: &Value| server["name"].as_str().unwrap_or_default().to_owned();
+    let mut names: Vec<String> = all.iter().map(name).collect();
+    names.sort();
+    let voters = all.iter().filter(|server| server["voter"] == true).count();
+    (names, voters, all.iter().find(|server| server["leader"] == true).map(name))
+}
+
+/// Clients on some machines, which ask the app all the time.
+struct Load {
+    stop: PathBuf,
+    clients: Vec<(usize, Child)>,
+}
+
+impl Load {
+    fn start(site: &Site, machines: &[usize], name: &str) -> Self {
+        let service = site.at(machines[0]).get(&["svc/hello"]);
+        let address = service["spec"]["clusterIP"].as_str().expect("a cluster address").to_owned();
+        let stop = site.at(machines[0]).folder().join(name);
+        let clients = machines.iter().map(|number| {
+            let mut load = site.at(*number).command("bash");
+            load.args(["-c", LOAD]).env("STOP", &stop).env("HOST", &address).stdout(Stdio::piped());
+            load.env("PORT", service["spec"]["ports"][0]["port"].to_string());
+            (*number, load.spawn().expect("bash"))
+        });
+        Self { clients: clients.collect(), stop }
+    }
+
+    /// Ends it; every request was answered.
+    fn end(self) {
+        std::fs::write(&self.stop, "").expect("the stop file");
+        for (number, client) in self.clients {
+            let output = client.wait_with_output().expect("the load ends");
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let (ok, bad) = said.trim().split_once(' ').unwrap_or(("0", "?"));
+            println!("m{number}: {ok} answers, {bad} lost");
+            assert_eq!(bad, "0", "requests of m{number} were lost: {said}");
+            assert!(ok.parse::<u64>().is_ok_and(|ok| ok > 20), "too little was asked: {said}");
+        }
+    }
+}
+
+/// What makes a machine a member is gone, and its images are not.
+fn assert_left(site: &Site, number: usize) {
+    let data = site.at(number).data();
+    for name in ["cluster.json", "pki", "log", "admin.kubeconfig", "ledger.redb", "up.json"] {
+        assert!(!data.join(name).exists(), "{name} is still there");
+    }
+    assert!(data.join("images").exists(), "the images are gone");
+    let bridges = site.at(number).sh("ip -o link show type bridge").out;
+    assert!(bridges.is_empty(), "{bridges}");
+}
+
+fn join_again(site: &mut Site, number: usize, through: usize, server: bool) {
+    let mut make = vec!["token", "create"];
+    make.extend(server.then_some("--server"));
+    let token = site.at(through).coracle(&make).trim().to_owned();
+    let url = format!("https://{}:6443", site.address(through));
+    let mut words = vec!["join", url.as_str(), "--token", token.as_str()];
+    words.extend(server.then_some("--server"));
+    let before = site.at(number).readies();
+    site.at_mut(number).starts_with(&words).start().await_ready(before);
+}
+
+#[test]
+fn a_node_is_emptied_without_a_lost_request_leaves_and_comes_again() {
+    if !have("bash") {
+        return;
+    }
+    let mut site = Site::new(4);
+    site.form(3, 1);
+    site.at_mut(1).import_hello();
+    // Everything on the node that will be emptied: the last copy there is the last of all.
+    let _ = site.at(1).coracle(&["cordon", "m1", "m2", "m3"]);
+    site.at(1).apply(&app(3));
+    site.wait("three copies on m4", |site| on(site, 1, "m4") == 3);
+    let _ = site.at(1).coracle(&["uncordon", "m1", "m2", "m3"]);
+
+    // What nobody would make anew is refused by name, and nothing is changed.
+    let bare = "apiVersion: v1\nkind: Pod\nmetadata: {name: bare}\nspec:\n  nodeSelector: {kubernetes.io/hostname: m4}\n  \
+                containers: [{name: hello, image: example.com/hello:1}]\n";
+    let image = app(1);
+    let image =
+        image.lines().find_map(|line| line.trim().trim_start_matches("- ").strip_prefix("image: ")).expect("an image");
+    site.at(1).apply(&bare.replace("example.com/hello:1", image));
+    site.wait("the bare pod on m4", |site| ready_pods(site, 1).get("bare").is_some_and(|node| node == "m4"));
+    let refused = site.at(1).try_coracle(&["drain", "m4"]);
+    assert!(refused.code == 4 && refused.err.contains("default/bare has no controller"), "{refused:?}");
+    assert!(site.at(1).get(&["node/m4"])["spec"]["unschedulable"].is_null());
+    let unknown = site.at(1).try_coracle(&["cordon", "m44", "m4"]);
+    assert!(unknown.code == 3 && unknown.err.contains("did you mean `m4`?"), "{unknown:?}");
+    assert_eq!(unknown.out, "node/m4 cordoned\n", "the others get their turn");
+    assert_eq!(site.at(2).coracle(&["cordon", "m4"]), "node/m4 already cordoned\n");
+    assert_eq!(site.at(3).coracle(&["uncordon", "m4"]), "node/m4 uncordoned\n");
+
+    let load = Load::start(&site, &[1, 4], "stop-drain");
+    let said = site.at(2).try_coracle(&["drain", "m4", "--force", "-o", "json"]);
+    load.end();
+    assert_eq!(said.code, 0, "{said:?}");
+    println!("{}", said.err);
+    let drained: Value = serde_json::from_str(&said.out).expect("JSON");
+    assert!(
+        drained["ended"].as_array().is_some_and(|ended| ended.iter().any(|name| name == "default/bare")),
+        "{drained}"
+    );
+    let pods = ready_pods(&site, 2);
+    assert_eq!((pods.len(), on(&site, 2, "m4")), (3, 0), "the drain ends when all have moved: {pods:?}");
+    assert_eq!(site.at(1).coracle(&["drain", "m4"]), "node/m4 drained\n", "an empty node is drained");
+    let _ = site.at(1).coracle(&["uncordon", "m4"]);
+    let _ = site.at(1).coracle(&["scale", "deploy/hello", "--replicas", "12"]);
+    site.wait("copies on m4 again", |site| ready_pods(site, 1).len() == 12 && on(site, 1, "m4") >= 2);
+
+    // It leaves as the node it is, with pods on it.
+    let said = site.at(4).try_coracle(&["leave"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.out.contains("m4 has left the cluster") && said.err.contains("coracle drain m4"), "{said:?}");
+    assert_eq!(site.at_mut(4).ended(), 0);
+    assert_left(&site, 4);
+    assert_eq!(site.ready_nodes(1), ["m1", "m2", "m3"]);
+    assert!(site.at(1).get(&["node/m4"]).is_null());
+    site.wait("twelve copies on three nodes", |site| {
+        let pods = ready_pods(site, 1);
+        pods.len() == 12 && pods.values().all(|node| node != "m4")
+    });
+    assert_eq!(site.at(4).try_coracle(&["leave"]).code, 0, "who is nobody's leaves nobody");
+    join_again(&mut site, 4, 2, false);
+    site.await_ready_nodes(1, 4);
+    let _ = site.at(1).coracle(&["scale", "deploy/hello", "--replicas", "16"]);
+    site.wait("copies on m4 once more", |site| ready_pods(site, 1).len() == 16 && on(site, 1, "m4") >= 1);
+
+    // With every server gone a node stays what it is, unless it is told to go without a word; a server does not even then.
+    for number in 1..=3 {
+        site.at_mut(number).kill();
+    }
+    let refused = site.at(4).try_coracle(&["leave"]);
+    assert!(refused.code == 1 && refused.err.contains("nothing was changed"), "{refused:?}");
+    assert!(site.at(4).data().join("cluster.json").exists());
+    let said = site.at(4).try_coracle(&["leave", "--force", "--grace", "10"]);
+    assert!(said.code == 0 && said.err.contains("coracle delete node m4"), "{said:?}");
+    assert_eq!(site.at_mut(4).ended(), 0);
+    assert_left(&site, 4);
+    let refused = site.at(1).try_coracle(&["leave", "--force"]);
+    assert!(refused.code == 1 && refused.err.contains("no server of the cluster answers"), "{refused:?}");
+    assert!(site.at(1).data().join("log").join("identity").exists());
+}
+
+#[test]
+fn the_leaders_server_leaves_another_leads_and_it_comes_again() {
+    if !have("bash") {
+        return;
+    }
+    let mut site = Site::new(4);
+    site.form(3, 1);
+    site.at_mut(1).import_hello();
+    site.at(1).apply(&app(8));
+    site.wait("eight copies", |site| ready_pods(site, 1).len() == 8);
+    let leader = site.leader(1).expect("a leader");
+    let others: Vec<usize> = (1..=3).filter(|number| *number != leader).collect();
+    let (gone, other) = (format!("m{leader}"), others[0]);
+    let living = format!("m{}", others[1]);
+    let refused = site.at(other).try_coracle(&["leave", "--server", &living]);
+    assert!(refused.code == 4 && refused.err.contains("lives"), "{refused:?}");
+    assert_eq!(site.at(other).try_coracle(&["leave", "--server", "m9"]).code, 3);
+
+    let load = Load::start(&site, &[other, 4], "stop-leave");
+    let said = site.at(leader).try_coracle(&["leave", "-o", "json"]);
+    load.end();
+    assert_eq!(said.code, 0, "{said:?}\n{}", site.at(leader).log());
+    println!("{}", said.err);
+    let left: Value = serde_json::from_str(&said.out).expect("JSON");
+    assert_eq!(left, serde_json::json!({"node": gone, "server": true, "drained": true, "nodeDeleted": true}));
+    assert_eq!(site.at_mut(leader).ended(), 0);
+    assert_left(&site, leader);
+    site.wait("another leader of two servers", |site| {
+        let (names, _, leads) = servers(site, other);
+        names.len() == 2 && !names.contains(&gone) && leads.is_some_and(|name| name != gone)
+    });
+    assert_eq!(ready_pods(&site, other).values().filter(|node| **node != gone).count(), 8, "all have moved");
+    assert_eq!(site.ready_nodes(other).len(), 3);
+
+    // With an empty log it is another server of the same name, and three vote again.
+    join_again(&mut site, leader, other, true);
+    site.wait("three servers to vote", |site| servers(site, other).1 == 3);
+    site.await_ready_nodes(leader, 4);
+    let _ = site.at(leader).coracle(&["scale", "deploy/hello", "--replicas", "10"]);
+    site.wait("ten copies", |site| ready_pods(site, leader).len() == 10);
+
+    // A server that does not lead goes too, here with its pods where they are.
+    let follower =
+        (1..=3).find(|number| Some(*number) != site.leader(other) && *number != other).expect("a third server");
+    let said = site.at(follower).try_coracle(&["leave", "--no-drain", "--grace", "10"]);
+    assert_eq!(said.code, 0, "{said:?}\n{}", site.at(follower).log());
+    assert_eq!(site.at_mut(follower).ended(), 0);
+    assert_left(&site, follower);
+    site.wait("two servers", |site| servers(site, other).0.len() == 2);
+    join_again(&mut site, follower, other, true);
+    site.wait("three servers to vote", |site| servers(site, other).1 == 3);
+
+    // A dead server is taken out from a living machine.
+    let dead = (1..=3).find(|number| Some(*number) != site.leader(other) && *number != other).expect("a third server");
+    let name = format!("m{dead}");
+    site.at_mut(dead).kill();
+    site.wait("the node of the dead server to be not ready", |site| site.ready_nodes(other).len() == 3);
+    assert_eq!(
+        site.at(other).coracle(&["leave", "--server", &name]),
+        format!("server {name} removed from the cluster\n")
+    );
+    site.wait("two servers", |site| servers(site, other).0.len() == 2);
+    assert!(site.at(other).get(&[&format!("node/{name}")]).is_null());
+    site.wait("ten copies on three nodes", |site| {
+        let pods = ready_pods(site, other);
+        pods.len() == 10 && pods.values().all(|node| *node != name)
+    });
+    // The last that votes cannot go, and says so before anything is stopped.
+    site.wait("one server to vote", |site| servers(site, other).1 == 1);
+    let voter = site.leader(other).expect("a leader");
+    let refused = site.at(voter).try_coracle(&["leave"]);
+    assert!(refused.code == 1 && refused.err.contains("the only one that votes"), "{refused:?}");
+    assert!(site.at(voter).get(&[&format!("node/m{voter}")])["spec"]["unschedulable"].is_null());
+}
