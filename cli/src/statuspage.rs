@@ -170,7 +170,7 @@ impl Source for Memory {
         snapshot.with(trees)
     }
 
-    fn changes(&self) -> tokio::sync::watch::Receiver<coracle_base::Generation> {
+    fn changes(&self) -> watch::Receiver<coracle_base::Generation> {
         self.server.memory.changes()
     }
 

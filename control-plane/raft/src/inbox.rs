@@ -1,11 +1,11 @@
 //! What other servers ask of this one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_store::codec;
-use openraft::errors::RaftError;
+use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{ChangeMembers, SnapshotMeta};
@@ -17,6 +17,10 @@ use crate::wire::{Answer, Header, Request};
 
 /// A change of members that finds no majority in this time is given up.
 const CHANGE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Who has acknowledged something this long ago lives.
+const LIVE_WITHIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// How much of a snapshot has come.
 #[derive(Debug, Default)]
@@ -209,19 +213,57 @@ impl Raft {
             if voters.len() == 1 {
                 return Err("the only server that votes cannot leave".to_owned());
             }
+            // One that has just become a voter has not been heard of as such yet.
+            let until = tokio::time::Instant::now() + LIVE_WITHIN;
+            while let Err(reason) = self.check_majorities(&voters, server) {
+                if tokio::time::Instant::now() >= until {
+                    return Err(reason);
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
             self.change(ChangeMembers::RemoveVoters([server].into())).await?;
         }
         self.change(ChangeMembers::RemoveNodes([server].into())).await
     }
 
-    /// One change of members, to its end.
+    /// A change of voters needs a majority of the old ones and of the new ones. Begun without, it could never end, and nothing could be
+    /// written any more.
+    fn check_majorities(&self, voters: &BTreeSet<u64>, leaves: u64) -> Result<(), String> {
+        let health = self.health();
+        let live = |server: &u64| {
+            health.get(server).is_some_and(|health| health.silent.is_some_and(|silent| silent < LIVE_WITHIN))
+        };
+        let living: Vec<u64> = voters.iter().filter(|voter| live(voter)).copied().collect();
+        let staying = living.iter().filter(|voter| **voter != leaves).count();
+        if living.len() > voters.len() / 2 && staying > (voters.len() - 1) / 2 {
+            return Ok(());
+        }
+        Err(format!(
+            "{} of {} servers that vote are alive: without this one the others could write nothing any more\nhint: remove the dead ones first, or let another server join",
+            living.len(),
+            voters.len()
+        ))
+    }
+
+    /// One change of members, to its end; it waits for one that is under way.
     pub(crate) async fn change(&self, change: ChangeMembers<u64, Member>) -> Result<(), String> {
-        let changed = tokio::time::timeout(CHANGE_WITHIN, self.inner().engine.change_membership(change, true)).await;
-        match changed {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::APIError(error))) => Err(error.to_string()),
-            Ok(Err(RaftError::Fatal(error))) => Err(error.to_string()),
-            Err(_) => Err("no majority of the servers agreed in time".to_owned()),
+        let until = tokio::time::Instant::now() + CHANGE_WITHIN;
+        loop {
+            let changing = self.inner().engine.change_membership(change.clone(), true);
+            let error = match tokio::time::timeout_at(until, changing).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(RaftError::Fatal(error))) => return Err(error.to_string()),
+                Err(_) => return Err("no majority of the servers agreed in time".to_owned()),
+                Ok(Err(RaftError::APIError(error))) => error,
+            };
+            let under_way = matches!(
+                &error,
+                ClientWriteError::ChangeMembershipError(openraft::errors::ChangeMembershipError::InProgress(_))
+            );
+            if !under_way || tokio::time::Instant::now() >= until {
+                return Err(error.to_string());
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 }

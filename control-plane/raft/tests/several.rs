@@ -317,6 +317,7 @@ async fn a_cluster_begins_anew_from_a_backup_or_from_one_of_its_servers() {
     for index in 0..40 {
         first.propose(create(&format!("c{index}"))).await.unwrap();
     }
+    second.read_barrier().await.unwrap();
     let backup = site.directory.path().join("backup");
     let (file, saved) = second.save_to(&backup).unwrap();
     assert!(saved.reach.last.index >= 40);
@@ -355,4 +356,24 @@ async fn a_cluster_begins_anew_from_a_backup_or_from_one_of_its_servers() {
     joined.join(&[address(5)], Duration::from_secs(10)).await.unwrap();
     until("it follows", || has(&joined, "later")).await;
     shut([restored, recovered, joined]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_living_server_cannot_leave_the_others_without_a_majority() {
+    let site = Site::new();
+    let [first, second, third] = site.three().await;
+    site.stop(3).await;
+    // While its last word is fresh it counts as alive.
+    until("the third is silent", || {
+        first.health().get(&3).is_none_or(|health| health.silent.is_none_or(|silent| silent.as_secs() >= 2))
+    })
+    .await;
+    let refused = first.remove(2).await.unwrap_err();
+    assert!(refused.contains("2 of 3"), "{refused}");
+    second.propose(create("a")).await.unwrap();
+    // The dead one can go, and then one of the two.
+    first.remove(3).await.unwrap();
+    until("two are left", || first.members().servers.len() == 2 && first.members().voters.len() == 1).await;
+    second.propose(create("b")).await.unwrap();
+    shut([first, second, third]).await;
 }
