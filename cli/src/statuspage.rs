@@ -1,13 +1,14 @@
 //! The node's status address: the page, the same as JSON, and the metrics. Fed from the memory of this server.
 
 use std::fmt::Write as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_control_plane::ServerStatus;
 use coracle_control_plane::server::ServerHandle;
 use coracle_daemon::DrainWatch;
-use coracle_dashboard::{Cluster, Server, Snapshot, Source, Trees};
+use coracle_dashboard::{Cluster, Finding, Server, Snapshot, Source, Trees};
 use coracle_node_agent::AgentHandle;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -22,8 +23,13 @@ const SILENT: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// The port is taken.
-pub async fn start(settings: &Settings, server: &ServerHandle, drain: DrainWatch) -> Result<(), Failure> {
-    let source = Arc::new(Memory { settings: settings.clone(), server: server.clone() });
+pub async fn start(
+    settings: &Settings,
+    server: &ServerHandle,
+    agent: &AgentHandle,
+    drain: DrainWatch,
+) -> Result<(), Failure> {
+    let source = Arc::new(Memory { settings: settings.clone(), server: server.clone(), agent: agent.clone() });
     coracle_dashboard::serve(settings.status_listen, source, drain)
         .await
         .map_err(|error| Failure::from_error(&error))?;
@@ -124,12 +130,17 @@ impl Source for Ledger {
         }
         text
     }
+
+    fn doctor(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>> {
+        Box::pin(async { shown(self.agent.doctor().await) })
+    }
 }
 
 /// What this server's memory holds, as the pages show it.
 struct Memory {
     settings: Settings,
     server: ServerHandle,
+    agent: AgentHandle,
 }
 
 impl Source for Memory {
@@ -177,6 +188,26 @@ impl Source for Memory {
     fn metrics(&self) -> String {
         metrics(&self.server)
     }
+
+    fn doctor(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>> {
+        Box::pin(async {
+            let mut found = shown(self.agent.doctor().await);
+            if let Some(trouble) = self.server.log_trouble() {
+                let (problem, hint) = trouble.split_once("\nhint: ").unwrap_or((&trouble, ""));
+                found.push(Finding { problem: problem.to_owned(), hint: hint.to_owned() });
+            }
+            let silent = servers(&self.server).into_iter().filter(|server| !server.reachable);
+            found.extend(silent.map(|server| Finding {
+                problem: format!("the leader does not hear of server {} at {}", server.name, server.address),
+                hint: "look whether its machine and `coracle` run there, and whether port 6444 is open between the servers".to_owned(),
+            }));
+            found
+        })
+    }
+}
+
+fn shown(found: Vec<coracle_node_agent::preflight::Finding>) -> Vec<Finding> {
+    found.into_iter().map(|found| Finding { problem: found.problem, hint: found.hint }).collect()
 }
 
 /// The cluster's servers as this one knows them; what only the leader knows is empty on others.

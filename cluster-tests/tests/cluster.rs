@@ -68,6 +68,8 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
     let count = |section: &str| shown[section].as_array().map_or(0, Vec::len);
     assert_eq!((count("nodes"), count("servers")), (4, 3), "{shown}");
 
+    assert_eq!(site.at(4).coracle(&["doctor"]).trim(), "nothing stands in the way");
+
     // The leader's machine loses its program: pods there go on, but nobody hears of them.
     let leader = site.leader(1).expect("a leader");
     let other = if leader == 1 { 2 } else { 1 };
@@ -110,6 +112,8 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
         }
     };
     goes_on(&site);
+    let found = site.at(4).try_coracle(&["doctor"]);
+    assert!(found.code == 5 && found.out.contains("no session with a server"), "{}{}", found.out, found.err);
     // Also an agent that starts meanwhile.
     site.at_mut(4).kill();
     let before = site.at(4).readies();

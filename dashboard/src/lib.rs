@@ -14,7 +14,7 @@ mod snapshot;
 
 pub use gather::Trees;
 pub use page::page;
-pub use server::{DashboardError, DashboardHandle, Source, router, serve};
+pub use server::{DashboardError, DashboardHandle, Finding, Source, router, serve};
 pub use snapshot::{
     Cluster, Condition, Deployment, Endpoint, Event, Node, Pod, Server, Service, Snapshot, Volume, format_bytes,
     format_cpu,

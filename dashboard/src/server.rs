@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use coracle_base::Generation;
 use coracle_daemon::DrainWatch;
 use futures_util::Stream;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -36,6 +37,19 @@ pub trait Source: Send + Sync + 'static {
     fn changes(&self) -> watch::Receiver<Generation>;
     /// The metrics, as Prometheus or OpenMetrics text.
     fn metrics(&self) -> String;
+    /// What on this machine, and between it and others, stands in the cluster's way: looked for now, which may take seconds.
+    fn doctor(&self) -> Pin<Box<dyn Future<Output = Vec<Finding>> + Send + '_>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+}
+
+/// Something that stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What is wrong.
+    pub problem: String,
+    /// What to do about it.
+    pub hint: String,
 }
 
 /// Why the pages cannot be served.
@@ -99,6 +113,7 @@ pub fn router(source: Arc<dyn Source>, drain: DrainWatch) -> Router {
         .route("/", get(index))
         .route("/live", get(live))
         .route("/status.json", get(status))
+        .route("/doctor.json", get(doctor))
         .route("/metrics", get(metrics))
         .route("/style.css", get(|| async { fixed("text/css; charset=utf-8", include_str!("style.css")) }))
         .route("/live.js", get(|| async { fixed("text/javascript; charset=utf-8", include_str!("live.js")) }))
@@ -166,6 +181,10 @@ async fn index(State(pages): Shared, Query(asked): Query<Asked>) -> Response {
 
 async fn status(State(pages): Shared) -> Response {
     axum::Json(pages.source.snapshot()).into_response()
+}
+
+async fn doctor(State(pages): Shared) -> Response {
+    axum::Json(pages.source.doctor().await).into_response()
 }
 
 async fn metrics(State(pages): Shared) -> Response {

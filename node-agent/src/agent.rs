@@ -231,6 +231,21 @@ impl AgentHandle {
         self.state.clone()
     }
 
+    /// What stands in this node's way: its network and that to other nodes, its session.
+    pub async fn doctor(&self) -> Vec<coracle_netd::Finding> {
+        let mut found = self.network.doctor().await;
+        let status = self.status.borrow().clone();
+        if !status.connected {
+            let why = status.disconnected_because.clone().unwrap_or_else(|| "it has not been tried yet".to_owned());
+            found.push(coracle_netd::Finding {
+                problem: format!("this node has no session with a server: {why}"),
+                hint: "what runs goes on; look whether `coracle` runs on the servers, and whether port 6444 of them is open from here"
+                    .to_owned(),
+            });
+        }
+        found
+    }
+
     /// The images of this node.
     #[must_use]
     pub fn images(&self) -> &ImageStore {

@@ -5,6 +5,7 @@ pub mod backup;
 pub mod cordon;
 pub mod delete;
 pub mod describe;
+pub mod doctor;
 pub mod down;
 pub mod drain;
 pub mod get;

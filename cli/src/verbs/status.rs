@@ -33,14 +33,27 @@ pub struct Status {
 /// # Errors
 /// Nobody answers; something is wrong (code 5).
 pub async fn run(data_dir: &Path, status: &Status) -> Result<(), Failure> {
+    let answer = fetch(data_dir, "/status.json").await?;
+    match output_of(status, &answer) {
+        text if text.is_empty() => {}
+        text => output::raw(text.as_bytes()),
+    }
+    let bad = wrong(&answer);
+    if bad.is_empty() { Ok(()) } else { Err(Failure { code: 5, message: bad.join("\nerror: ") }) }
+}
+
+/// What this node's status address says at a path.
+///
+/// # Errors
+/// Nothing was started here, or nobody answers.
+pub async fn fetch(data_dir: &Path, path: &str) -> Result<Value, Failure> {
     let Some(settings) = Settings::load(data_dir)? else {
         return Err(Failure::failed(format!(
             "nothing has been started with the data folder {}\nhint: `coracle up` starts a cluster; another folder goes into --data-dir",
             data_dir.display()
         )));
     };
-    let address = settings.status_listen;
-    let url = format!("http://{address}/status.json");
+    let url = format!("http://{}{path}", settings.status_listen);
     let fetch = async {
         let client: HyperClient<_, Empty<bytes::Bytes>> = HyperClient::builder(TokioExecutor::new()).build_http();
         let uri = url.parse().map_err(|_| "the address is no URL".to_owned())?;
@@ -48,17 +61,11 @@ pub async fn run(data_dir: &Path, status: &Status) -> Result<(), Failure> {
         let bytes = answer.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
         serde_json::from_slice::<Value>(&bytes).map_err(|error| error.to_string())
     };
-    let answer = fetch.await.map_err(|reason: String| {
+    fetch.await.map_err(|reason: String| {
         Failure::failed(format!(
             "nobody answers at {url}: {reason}\nhint: is `coracle up` running? Pods go on without it"
         ))
-    })?;
-    match output_of(status, &answer) {
-        text if text.is_empty() => {}
-        text => output::raw(text.as_bytes()),
-    }
-    let bad = wrong(&answer);
-    if bad.is_empty() { Ok(()) } else { Err(Failure { code: 5, message: bad.join("\nerror: ") }) }
+    })
 }
 
 fn output_of(status: &Status, answer: &Value) -> String {

@@ -323,7 +323,7 @@ async fn start(
     let mut agent = agent_config(settings, vec![ServerEndpoint { address: dial.to_string() }], identity);
     agent.labels = std::iter::once(("node-role.kubernetes.io/control-plane".to_owned(), String::new())).collect();
     let agent = Agent::start(agent, drain.watch()).await.map_err(|error| Failure::from_error(&error))?;
-    statuspage::start(settings, &server, drain.watch()).await?;
+    statuspage::start(settings, &server, &agent, drain.watch()).await?;
     Ok((server, agent))
 }
 

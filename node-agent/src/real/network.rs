@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use coracle_daemon::ports::Transport;
 use coracle_dns::{DnsConfig, DnsServer, Upstreams, Zone};
-use coracle_netd::{Cidr, Ipam, NetConfig, Netd, Peer, VNI, VXLAN_PORT};
+use coracle_netd::{Cidr, Finding, Ipam, NetConfig, Netd, Peer, VNI, VXLAN_PORT};
 use coracle_protocol::v1::Settings;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -292,6 +292,25 @@ impl NodeNetwork {
     /// No Service sends anybody new connections any more, as far as pods that end are concerned.
     pub fn release_all(&self) {
         self.serving.send_replace(Arc::default());
+    }
+
+    /// What stands in the network's way, on this machine and between it and the other nodes. Takes up to two seconds.
+    pub async fn doctor(&self) -> Vec<Finding> {
+        let mut found: Vec<Finding> = Vec::new();
+        if let Some(problem) = self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            let (problem, hint) = problem.split_once("; hint: ").map_or((problem.as_str(), ""), |parts| parts);
+            found.push(Finding { problem: problem.to_owned(), hint: hint.to_owned() });
+        }
+        if let Some(standing) = self.standing.get() {
+            match standing.netd.doctor().await {
+                Ok(more) => found.extend(more),
+                Err(error) => found.push(Finding {
+                    problem: format!("the network could not be examined: {}", coracle_base::one_line(&error)),
+                    hint: "look into the log of `coracle`, or start it again: the pods go on".to_owned(),
+                }),
+            }
+        }
+        found
     }
 
     /// Takes everything down: names, links, routes, table.
