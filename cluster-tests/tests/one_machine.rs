@@ -103,3 +103,16 @@ fn a_second_up_on_the_same_data_is_refused() {
     assert!(said.err.contains("is in use by process") && said.err.contains(&pid.to_string()), "{said:?}");
     machine.down();
 }
+
+#[test]
+fn down_gives_pods_the_time_to_end_by_themselves() {
+    let mut machine = Machine::new();
+    machine.up();
+    machine.import_hello();
+    let _ = machine.coracle(&["apply", "-f", "examples/hello.yaml"]);
+    machine.wait_ready("hello", 3);
+    // The app goes on for a second after the signal; its logs go with the pods.
+    let began = std::time::Instant::now();
+    machine.down();
+    assert!(began.elapsed() >= std::time::Duration::from_secs(1), "they were killed after {:?}", began.elapsed());
+}

@@ -105,7 +105,8 @@ pub struct AgentStatus {
 #[derive(Clone)]
 pub struct AgentHandle {
     status: watch::Receiver<Arc<AgentStatus>>,
-    state: watch::Receiver<crate::ledger::State>,
+    /// Also keeps it: pods that are being stopped read it when no session writes it any more.
+    state: watch::Sender<crate::ledger::State>,
     images: ImageStore,
     pods: Pods,
     network: NodeNetwork,
@@ -199,7 +200,7 @@ impl Agent {
 
         let session_state = watch::Sender::new(SessionState::default());
         let status = status_page(board.clone(), session_state.subscribe(), ledger.watch(), &drain);
-        let state = ledger.watch();
+        let state = ledger.alive();
         let session = Session {
             node: config.node_name,
             identity,
@@ -228,7 +229,7 @@ impl AgentHandle {
     /// What this node knows of the cluster: of its ledger, also while no server is in reach.
     #[must_use]
     pub fn known(&self) -> watch::Receiver<crate::ledger::State> {
-        self.state.clone()
+        self.state.subscribe()
     }
 
     /// What stands in this node's way: its network and that to other nodes, its session.

@@ -213,6 +213,12 @@ impl Ledger {
         Ok(Self { state, writes: sender, parts: Vec::new() })
     }
 
+    /// Keeps what is known there to be read after the session, which alone writes it, has ended.
+    #[must_use]
+    pub fn alive(&self) -> watch::Sender<State> {
+        self.state.clone()
+    }
+
     /// What is known now, and word of every change.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<State> {
