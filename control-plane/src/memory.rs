@@ -179,6 +179,7 @@ fn in_api_words(error: coracle_raft::ProposeError) -> ProposeError {
         coracle_raft::ProposeError::Busy => ProposeError::Busy,
         coracle_raft::ProposeError::DiskFull => ProposeError::DiskFull,
         coracle_raft::ProposeError::NotLeader { .. } => ProposeError::NoLeader,
+        coracle_raft::ProposeError::Uncertain => ProposeError::Uncertain,
         other => ProposeError::Stopped(coracle_base::one_line(&other)),
     }
 }

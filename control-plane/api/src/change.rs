@@ -61,6 +61,12 @@ impl Meant {
     }
 }
 
+/// Waits until this server knows all that was acknowledged anywhere.
+pub(crate) async fn up_to_date(door: &Door, place: &Place, name: &str) -> Result<(), Failure> {
+    let known = door.cluster.read_barrier().await;
+    known.map(drop).map_err(|error| Failure::proposal(place.kind, name, error))
+}
+
 pub(crate) async fn update(door: &Arc<Door>, place: &Place, asked: &mut Asked) -> Answer {
     let (mut value, duplicates) = asked.tree()?;
     right_type(place, &mut value)?;
@@ -140,9 +146,19 @@ async fn change(
     let dry = is_dry(asked)?;
     let name = place.name.clone().unwrap_or_default();
     let mut last = Failure::conflict(place.kind, &name, CHANGED);
+    let mut sure = false;
     for _ in 0..TRIES {
-        let current = stored(door, place)?;
-        meant.check(place, &current)?;
+        let found = stored(door, place).and_then(|current| meant.check(place, &current).map(|()| current));
+        let current = match found {
+            Ok(current) => current,
+            Err(failure) if sure => return Err(failure),
+            Err(_) => {
+                // Another server may have acknowledged a moment ago what this one has not heard of yet.
+                up_to_date(door, place, &name).await?;
+                sure = true;
+                continue;
+            }
+        };
         let old = current.tree();
         let mut new = make(old)?;
         right_type(place, &mut new)?;

@@ -8,6 +8,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::answer;
+use crate::change;
 use crate::list::{Filter, key_of};
 use crate::path::Place;
 use crate::serve::Door;
@@ -88,10 +89,11 @@ pub(crate) async fn delete(door: &Arc<Door>, place: &Place, asked: &Asked) -> An
 pub(crate) async fn collection(door: &Arc<Door>, place: &Place, asked: &Asked) -> Answer {
     let options = options(asked)?;
     let filter = Filter::of(place, &asked.query)?;
-    let view = door.cluster.view();
     if place.kind.namespaced && place.namespace.is_none() {
         return Err(Failure::method());
     }
+    change::up_to_date(door, place, "").await?;
+    let view = door.cluster.view();
     let mut items = Vec::new();
     for object in view.list(place.kind.resource, place.namespace.as_deref()).filter(|object| filter.matches(object)) {
         let of = Place {
@@ -123,13 +125,17 @@ async fn one(door: &Arc<Door>, place: &Place, options: &Options) -> Result<Left,
             "namespaces \"{name}\" is forbidden: this namespace may not be deleted"
         )));
     }
+    let mut sure = false;
     for _ in 0..10 {
-        let current = door.cluster.view().get(&key).cloned().ok_or_else(|| Failure::not_found(place.kind, &name))?;
-        let other = options.uid.as_deref().is_some_and(|uid| uid != &*current.uid);
-        let newer = options.version.as_deref().is_some_and(|version| version != current.revision.to_string());
-        if other || newer {
-            return Err(Failure::conflict(place.kind, &name, "the preconditions of the deletion do not hold"));
-        }
+        let current = match meant(door, place, options) {
+            Ok(current) => current,
+            Err(failure) if sure => return Err(failure),
+            Err(_) => {
+                change::up_to_date(door, place, &name).await?;
+                sure = true;
+                continue;
+            }
+        };
         let next = decide(door, place, options, &current);
         if options.dry {
             return Ok(if next.is_some() { Left::Going(current) } else { Left::Gone(current) });
@@ -155,6 +161,18 @@ async fn one(door: &Arc<Door>, place: &Place, options: &Options) -> Result<Left,
         }
     }
     Err(Failure::conflict(place.kind, &name, "the object keeps changing"))
+}
+
+/// The object, as it must be for the deletion to go ahead.
+fn meant(door: &Door, place: &Place, options: &Options) -> Result<Arc<Object>, Failure> {
+    let key = key_of(place);
+    let current = door.cluster.view().get(&key).cloned().ok_or_else(|| Failure::not_found(place.kind, &key.name))?;
+    let other = options.uid.as_deref().is_some_and(|uid| uid != &*current.uid);
+    let newer = options.version.as_deref().is_some_and(|version| version != current.revision.to_string());
+    if other || newer {
+        return Err(Failure::conflict(place.kind, &key.name, "the preconditions of the deletion do not hold"));
+    }
+    Ok(current)
 }
 
 /// The object on its way out, or `None` when it can go at once.

@@ -124,8 +124,13 @@ pub(crate) async fn create(door: &Arc<Door>, place: &Place, asked: &mut Asked) -
     strictly(place, asked, duplicates, &mut value, &mut warnings)?;
     asked.warnings.extend(warnings);
     let dry = is_dry(asked)?;
-    let view = door.cluster.view();
-    at_home(place, &view, &mut value)?;
+    let mut view = door.cluster.view();
+    if at_home(place, &view, &mut value).is_err() {
+        // Its namespace may have been made on another server a moment ago.
+        crate::change::up_to_date(door, place, place.namespace.as_deref().unwrap_or_default()).await?;
+        view = door.cluster.view();
+        at_home(place, &view, &mut value)?;
+    }
     let generated = text(&value["metadata"]["name"]).is_empty() && !text(&value["metadata"]["generateName"]).is_empty();
     for _ in 0..TRIES {
         let mut value = value.clone();

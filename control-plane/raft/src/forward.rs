@@ -55,6 +55,9 @@ impl Raft {
         if self.is_alone() {
             return self.propose_here(transactions).await;
         }
+        if let Some(reason) = self.inner().writer.stats().failure() {
+            return transactions.iter().map(|_| Err(ProposeError::Poisoned(reason.to_owned()))).collect();
+        }
         let until = Instant::now() + PATIENCE;
         let mut answers: Vec<Option<Proposed>> = transactions.iter().map(|_| None).collect();
         let mut left: Vec<usize> = (0..transactions.len()).collect();
