@@ -39,6 +39,17 @@ pub struct Said {
     pub err: String,
 }
 
+impl Said {
+    /// The words of a program that has ended.
+    pub(crate) fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
 /// The folder cargo puts programs in.
 #[must_use]
 pub fn programs() -> PathBuf {
@@ -91,6 +102,21 @@ pub fn enter(namespace: &Path) -> std::io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?)
 }
 
+/// A process that keeps a new network namespace with a loopback. It reads from us: should the test be killed, it ends too.
+pub(crate) fn hold_namespace() -> Child {
+    let mut holder = Command::new("unshare")
+        .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare (util-linux) and root");
+    let mut line = String::new();
+    let mut out = BufReader::new(holder.stdout.take().expect("piped"));
+    out.read_line(&mut line).expect("the namespace answers");
+    assert_eq!(line, "ready\n", "a network namespace cannot be made: root and iproute2 are needed");
+    holder
+}
+
 impl Machine {
     /// A machine that is not started yet.
     ///
@@ -101,17 +127,18 @@ impl Machine {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ct{}-{number}", std::process::id());
         let dir = tempfile::Builder::new().prefix("coracle-").tempdir().expect("a temporary folder");
-        let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep infinity"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare (util-linux) and root");
-        let mut line = String::new();
-        let mut out = BufReader::new(holder.stdout.take().expect("piped"));
-        out.read_line(&mut line).expect("the namespace answers");
-        assert_eq!(line, "ready\n", "a network namespace cannot be made: root and iproute2 are needed");
-        Self { dir, holder, up: None, name, number, options: Vec::new(), data: None, wrapper: Vec::new(), node: "node1".to_owned(), verb: vec!["up".to_owned()] }
+        Self {
+            dir,
+            holder: hold_namespace(),
+            up: None,
+            name,
+            number,
+            options: Vec::new(),
+            data: None,
+            wrapper: Vec::new(),
+            node: "node1".to_owned(),
+            verb: vec!["up".to_owned()],
+        }
     }
 
     /// Another name than `node1`.
@@ -139,6 +166,15 @@ impl Machine {
         self
     }
 
+    /// One flag with its value, for the next start, in place of the one there is.
+    pub fn set_flag(&mut self, flag: &str, value: &str) -> &mut Self {
+        match self.options.iter().position(|option| option == flag) {
+            Some(place) => value.clone_into(&mut self.options[place + 1]),
+            None => self.options.extend([flag.to_owned(), value.to_owned()]),
+        }
+        self
+    }
+
     /// The process that holds the namespace.
     #[must_use]
     pub fn holder(&self) -> u32 {
@@ -157,6 +193,23 @@ impl Machine {
     pub fn data_at(mut self, folder: &Path) -> Self {
         self.data = Some(folder.to_path_buf());
         self
+    }
+
+    /// The same for a machine that has no data yet.
+    pub(crate) fn set_data(&mut self, folder: &Path) {
+        self.data = Some(folder.to_path_buf());
+    }
+
+    /// A new network namespace in place of the old one: no links, addresses, routes, tables. Nothing may run.
+    pub(crate) fn renew_namespace(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        self.holder = hold_namespace();
+    }
+
+    /// Nothing runs any more, and nothing has to be taken down when this goes.
+    pub(crate) fn forget(&mut self) {
+        let _ = std::fs::remove_file(self.data().join("up.json"));
     }
 
     /// From now on `coracle up` is started by this program, given with its arguments: one that takes something away first.
@@ -336,7 +389,7 @@ impl Machine {
     pub fn try_coracle(&self, words: &[&str]) -> Said {
         let mut command = self.command(program("coracle"));
         command.args(words).current_dir(workspace());
-        said(&command.output().expect("coracle"))
+        Said::of(&command.output().expect("coracle"))
     }
 
     /// Runs a verb that must work; its standard output.
@@ -369,7 +422,7 @@ impl Machine {
         command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("coracle apply");
         child.stdin.take().expect("piped").write_all(yaml.as_bytes()).expect("a pipe");
-        said(&child.wait_with_output().expect("coracle apply"))
+        Said::of(&child.wait_with_output().expect("coracle apply"))
     }
 
     /// `coracle get ... -o json`; null when it fails.
@@ -384,7 +437,7 @@ impl Machine {
     /// # Panics
     /// It cannot be run.
     pub fn sh(&self, script: &str) -> Said {
-        said(&self.command("sh").args(["-c", script]).output().expect("sh"))
+        Said::of(&self.command("sh").args(["-c", script]).output().expect("sh"))
     }
 
     /// One HTTP GET from the machine: the body, when the answer is a 200.
@@ -544,14 +597,6 @@ impl Drop for Machine {
             }
             println!("--- log of {} ---\n{}", self.name, tail(&text));
         }
-    }
-}
-
-fn said(output: &Output) -> Said {
-    Said {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
 

@@ -17,8 +17,8 @@ use crate::memory::LogHandle;
 use crate::now;
 use crate::sessions::Sessions;
 
-/// A node that has been silent for longer is not ready: four beats of a second each.
-const DEAD_AFTER_MS: u64 = 4000;
+/// A node that has missed so many beats is not ready.
+const DEAD_AFTER_BEATS: u64 = 4;
 /// Controllers whose plan depends on the time are asked so often when nothing changes.
 const TICK: Duration = Duration::from_secs(1);
 /// A round that only made refused proposals is not repeated at once: the objects it fights over must change first.
@@ -232,13 +232,14 @@ async fn round(
         let started = Instant::now();
         let mut beats = beat_ages(&memory.view(), sessions, began);
         // Silenced first, then asked when they were granted something last: nothing is granted to them in between.
-        let granted = sessions.silence(coracle_controllers::nodehealth::silent(&beats, DEAD_AFTER_MS));
+        let dead_after_ms = DEAD_AFTER_BEATS * u64::from(sessions.beat_every());
+        let granted = sessions.silence(coracle_controllers::nodehealth::silent(&beats, dead_after_ms));
         for (node, beat) in &mut beats {
             if let Some(granted) = granted.get(node) {
                 beat.granted_ms = u64::try_from(granted.as_millis()).unwrap_or(u64::MAX);
             }
         }
-        let plan = coracle_controllers::nodehealth::plan(&memory.view(), now::ms(), &beats, DEAD_AFTER_MS);
+        let plan = coracle_controllers::nodehealth::plan(&memory.view(), now::ms(), &beats, dead_after_ms);
         let planned = started.elapsed();
         let outcomes = if plan.is_empty() { Vec::new() } else { memory.propose_many(plan).await };
         mark("nodehealth", planned, &outcomes);

@@ -1,17 +1,30 @@
 //! Several machines on one network, each with the real program, and what can go wrong between them.
 
+mod api;
+mod faults;
+mod processes;
+mod storage;
 mod underlay;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+pub use api::{Answered, Api, Credentials, Seen, Watch};
+pub use faults::Where;
+pub use storage::Slow;
+
 use crate::machine::Machine;
+use storage::Storage;
 use underlay::Underlay;
 
-/// Machines `m1`, `m2`, ... on one subnet. They count from 1.
+/// Machines `m1`, `m2`, ... on one subnet, or several behind a router. They count from 1.
 pub struct Site {
-    // Taken down before their network.
+    // Taken down before their disks and their network.
     machines: Vec<Machine>,
+    disks: Vec<Option<Storage>>,
+    /// Those without power.
+    off: BTreeSet<usize>,
     underlay: Underlay,
 }
 
@@ -22,17 +35,26 @@ impl Site {
     /// Namespaces cannot be made: not root.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        let underlay = Underlay::new(&[count]);
+        Self::routed(&[count])
+    }
+
+    /// The same with so many machines in each subnet, 10.99.0.0/24 first, and a router between them.
+    ///
+    /// # Panics
+    /// Namespaces cannot be made: not root.
+    #[must_use]
+    pub fn routed(subnets: &[usize]) -> Self {
+        let count = subnets.iter().sum();
+        let underlay = Underlay::new(subnets);
         let machines = (1..=count)
             .map(|number| {
                 let mut machine = Machine::new().named(&format!("m{number}"));
                 underlay.plug(number, machine.holder());
-                let address = underlay.address(number).to_string();
-                machine.set_options(&["--node-ip", &address, "--log-segment-mb", "16"]);
+                machine.set_flag("--node-ip", &underlay.address(number).to_string()).set_flag("--log-segment-mb", "16");
                 machine
             })
             .collect();
-        Self { machines, underlay }
+        Self { machines, disks: (0..count).map(|_| None).collect(), off: BTreeSet::new(), underlay }
     }
 
     /// A machine.
@@ -61,8 +83,7 @@ impl Site {
     pub fn readdress(&mut self, number: usize, address: Ipv4Addr) {
         let holder = self.at(number).holder();
         self.underlay.readdress(number, address, holder);
-        let text = address.to_string();
-        self.at_mut(number).set_options(&["--node-ip", &text, "--log-segment-mb", "16"]);
+        self.at_mut(number).set_flag("--node-ip", &address.to_string());
     }
 
     /// Makes a cluster of the first machines: so many servers, and nodes after them. Returns when all nodes are ready and, with
@@ -113,7 +134,11 @@ impl Site {
             conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True")
         };
         let items = nodes["items"].as_array().cloned().unwrap_or_default();
-        items.iter().filter(ready).map(|node| node["metadata"]["name"].as_str().unwrap_or_default().to_owned()).collect()
+        items
+            .iter()
+            .filter(ready)
+            .map(|node| node["metadata"]["name"].as_str().unwrap_or_default().to_owned())
+            .collect()
     }
 
     /// The number of the machine whose server leads, as one machine sees it.
@@ -149,6 +174,16 @@ impl Site {
     /// Ends every cut of a machine.
     pub fn heal(&self, number: usize) {
         self.underlay.heal(number);
+    }
+
+    /// Ends the cuts between two machines.
+    pub fn heal_between(&self, one: usize, other: usize) {
+        self.underlay.heal_between(one, other);
+    }
+
+    /// Ends every cut.
+    pub fn heal_all(&self) {
+        self.underlay.heal_all();
     }
 
     /// Waits for a condition.

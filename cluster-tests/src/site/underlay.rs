@@ -5,13 +5,13 @@
 //! only, and neither nftables nor netem, which small kernels do not have.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::machine::enter;
+use crate::machine::{enter, hold_namespace};
 
 /// Where frames go that are cut off.
 const HOLE: &str = "hole";
@@ -27,19 +27,7 @@ impl Namespace {
     /// # Panics
     /// Not root, or no iproute2.
     pub(super) fn new() -> Self {
-        // It reads from us: should the test be killed, the holder ends by itself.
-        let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare (util-linux) and root");
-        let mut line = String::new();
-        if let Some(out) = holder.stdout.take() {
-            let _ = BufReader::new(out).read_line(&mut line);
-        }
-        assert_eq!(line, "ready\n", "a network namespace cannot be made: root and iproute2 are needed");
-        Self { holder }
+        Self { holder: hold_namespace() }
     }
 
     fn inside(&self) -> Inside {
@@ -199,6 +187,19 @@ impl Underlay {
         self.switch.batch("tc", &lines).unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Takes the cable away, both ends of it.
+    pub(super) fn unplug(&self, machine: usize) {
+        let mut state = self.state();
+        if std::mem::take(&mut state.ports[machine - 1].plugged) {
+            self.switch.batch("ip", &format!("link del p{machine}\n")).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    /// The file of the namespace of the switch: everybody is reached from there.
+    pub(super) fn switch(&self) -> PathBuf {
+        self.switch.inside().path()
+    }
+
     /// Another address in the same subnet.
     pub(super) fn readdress(&self, machine: usize, address: Ipv4Addr, holder: u32) {
         let mut state = self.state();
@@ -207,7 +208,9 @@ impl Underlay {
         assert_eq!(subnet[..3], address.octets()[..3], "{address} is not in the subnet of m{machine}");
         port.address = address;
         let port = *port;
-        configure(&Inside { pid: holder }, port);
+        if port.plugged {
+            configure(&Inside { pid: holder }, port);
+        }
         for cut in state.cuts.iter().filter(|cut| matches!(cut, Cut::Between(from, _) if *from == machine)) {
             self.apply("del", *cut, &state.ports);
             self.apply("add", *cut, &state.ports);

@@ -7,6 +7,7 @@
 //! as long as nothing is evicted no node has the `NoExecute` taint: whoever is still silent when the first is back gets its
 //! whole time from then on.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -60,7 +61,7 @@ pub fn silent(beats: &BTreeMap<String, Beat>, dead_after_ms: Millis) -> Vec<Stri
 /// silent.
 #[must_use]
 pub fn plan(view: &View, now: Millis, beats: &BTreeMap<String, Beat>, dead_after_ms: Millis) -> Vec<Transaction> {
-    let mut nodes: Vec<(&Arc<Object>, Value)> = view
+    let mut nodes: Vec<(&Arc<Object>, Cow<'_, Value>)> = view
         .list("nodes", None)
         .map(|node| (node, judged(node, beats.get(&*node.key.name).map(|beat| beat.age_ms), dead_after_ms, now)))
         .collect();
@@ -71,7 +72,9 @@ pub fn plan(view: &View, now: Millis, beats: &BTreeMap<String, Beat>, dead_after
     let mut transactions = Vec::new();
     for (node, wanted) in &mut nodes {
         taint_as_ready(wanted, evicting, now);
-        if *wanted != **node.tree() {
+        if let Cow::Owned(wanted) = wanted
+            && *wanted != **node.tree()
+        {
             transactions.push(update(node, wanted.clone()).into());
         }
     }
@@ -90,9 +93,13 @@ fn is_silent(node: &Value) -> bool {
     condition(node, "Ready").is_some_and(|ready| ready["reason"] == SILENT)
 }
 
-/// The node with the conditions its beats show.
-fn judged(node: &Object, age: Option<Millis>, dead_after_ms: Millis, now: Millis) -> Value {
-    let mut value = (**node.tree()).clone();
+/// The node with the conditions its beats show; borrowed when all is well, as it is with nearly all of thousands each second.
+fn judged(node: &Object, age: Option<Millis>, dead_after_ms: Millis, now: Millis) -> Cow<'_, Value> {
+    let tree = &**node.tree();
+    if !age.is_some_and(|age| age > dead_after_ms || is_silent(tree)) {
+        return Cow::Borrowed(tree);
+    }
+    let mut value = tree.clone();
     match age {
         Some(age) if age > dead_after_ms => {
             for kind in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
@@ -114,10 +121,10 @@ fn judged(node: &Object, age: Option<Millis>, dead_after_ms: Millis, now: Millis
         }
         _ => {}
     }
-    value
+    Cow::Owned(value)
 }
 
-fn taint_as_ready(node: &mut Value, evicting: bool, now: Millis) {
+fn taint_as_ready(node: &mut Cow<'_, Value>, evicting: bool, now: Millis) {
     let ready = condition(node, "Ready").map(|ready| text(&ready["status"]).to_owned());
     for (key, status) in [(UNREACHABLE, "Unknown"), (NOT_READY, "False")] {
         let wanted = ready.as_deref() == Some(status);
@@ -137,12 +144,13 @@ fn set_condition(node: &mut Value, kind: &str, status: &str, reason: &str, messa
 }
 
 /// Puts a taint on or takes it off.
-fn taint(node: &mut Value, key: &str, effect: &str, wanted: bool, now: Millis) {
-    let mut taints = list(&node["spec"]["taints"]).to_vec();
+fn taint(node: &mut Cow<'_, Value>, key: &str, effect: &str, wanted: bool, now: Millis) {
     let is_it = |taint: &Value| taint["key"] == key && taint["effect"] == effect;
-    if taints.iter().any(is_it) == wanted {
+    if list(&node["spec"]["taints"]).iter().any(is_it) == wanted {
         return;
     }
+    let node = node.to_mut();
+    let mut taints = list(&node["spec"]["taints"]).to_vec();
     if wanted {
         taints.push(json!({"key": key, "effect": effect, "timeAdded": rfc3339(now)}));
     } else {

@@ -21,7 +21,7 @@ use crate::members::{Member, Members};
 use crate::membership::Health;
 use crate::peers::{Caller, NoPeers, PeerError, Peers};
 use crate::snapshots::{SnapshotFileError, Snapshots};
-use crate::wal::{Log, LogConfig, Space, WalError, Writer};
+use crate::wal::{Log, LogConfig, Pace, Space, WalError, Writer};
 use crate::wire::{Answer, Request};
 
 /// Proposals that wait at most; each is at most an object, and beyond this a client is told to come back.
@@ -62,6 +62,9 @@ pub struct RaftConfig {
     pub snapshot_bytes: u64,
     /// Where the log lies; `None`: below `dir`. For tests of what a failing disk does.
     pub log_disk: Option<Arc<dyn Disk>>,
+    /// The log is written by a task of this runtime at this pace, and nothing is done on other threads: for simulations in virtual
+    /// time only. `None`: by a thread.
+    pub pace: Option<Arc<dyn Pace>>,
 }
 
 impl RaftConfig {
@@ -77,6 +80,7 @@ impl RaftConfig {
             reserve_bytes: 64 << 20,
             snapshot_bytes: 32 << 20,
             log_disk: None,
+            pace: None,
         }
     }
 }
@@ -205,8 +209,13 @@ impl Raft {
     /// # Errors
     /// As `open`; and a copy of this directory runs elsewhere.
     pub async fn open_among(config: RaftConfig, peers: Arc<dyn Peers>) -> Result<Self, OpenError> {
-        let loading = tokio::task::spawn_blocking(move || load(config));
-        let loaded = loading.await.map_err(|error| system("load the log")(std::io::Error::other(error)))??;
+        let paced = config.pace.is_some();
+        let loaded = if paced {
+            load(config)?
+        } else {
+            let loading = tokio::task::spawn_blocking(move || load(config));
+            loading.await.map_err(|error| system("load the log")(std::io::Error::other(error)))??
+        };
         let Loaded { config, identity, lock, shared, writer, snapshots, is_new } = loaded;
         let machine = Machine::new(shared.clone(), snapshots.clone(), config.limits);
         let refused = |error: &dyn std::fmt::Display| OpenError::Engine(error.to_string());
@@ -240,6 +249,7 @@ impl Raft {
             snapshots.clone(),
             writer.clone(),
             stopped.clone(),
+            paced,
         ));
         let raft = Self {
             inner: Arc::new(Inner {
@@ -606,7 +616,10 @@ fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
     drop(index);
     let shared = Shared::new(loaded, config.limits, config.snapshot_bytes, log_bytes)
         .map_err(system("read the list of servers"))?;
-    let writer = Writer::start(log).map_err(system("start the log's thread"))?;
+    let writer = match &config.pace {
+        None => Writer::start(log).map_err(system("start the log's thread"))?,
+        Some(pace) => Writer::start_paced(log, pace.clone()),
+    };
     Ok(Loaded { config, identity, lock, shared: Arc::new(shared), writer: Arc::new(writer), snapshots, is_new })
 }
 
@@ -645,6 +658,9 @@ fn engine_config(identity: Identity) -> Config {
         // A server alone has nobody to send beats to and elects itself by hand; it would wake fifty times a second for nothing.
         enable_tick: false,
         enable_pre_vote: Some(true),
+        // A leader that restarts must not go on in its old leadership: entries that the others had from it, and may have committed
+        // without it, need not have become durable here, and new ones would take their places. It is elected anew.
+        enable_leader_restore: Some(false),
         ..Config::default()
     }
 }
@@ -727,6 +743,7 @@ async fn take_snapshots(
     snapshots: Snapshots,
     writer: Arc<Writer>,
     mut stop: watch::Receiver<bool>,
+    paced: bool,
 ) {
     let mut failed = false;
     loop {
@@ -740,7 +757,8 @@ async fn take_snapshots(
         let Some((reach, frozen)) = shared.due() else { continue };
         let writing = snapshots.clone();
         let last = reach.last;
-        let written = tokio::task::spawn_blocking(move || writing.write(&reach, &frozen)).await;
+        let write = move || writing.write(&reach, &frozen);
+        let written = if paced { Ok(write()) } else { tokio::task::spawn_blocking(write).await };
         let saved = match written {
             Ok(Ok(saved)) => saved,
             Ok(Err(error)) => {

@@ -93,6 +93,21 @@ struct Inner {
     useful: std::sync::atomic::AtomicBool,
     tunnels: tunnels::Waiting,
     next_session: std::sync::atomic::AtomicU64,
+    feeds: Arc<feed::Feeds>,
+    /// New nodes are taken in one by one: all at once would ask for the same block of addresses.
+    newcomers: tokio::sync::Mutex<()>,
+    /// Milliseconds between the beats of an agent.
+    beat_every: std::sync::atomic::AtomicU32,
+}
+
+/// Milliseconds between the beats of an agent in a cluster of so many nodes. At the slowest a lease, which answers a beat and lasts
+/// [`coracle_controllers::nodehealth::LEASE_MS`], is still renewed twice before it ends.
+fn beat_every(nodes: usize) -> u32 {
+    match nodes {
+        0..=2000 => 1000,
+        2001..=5000 => 1500,
+        _ => 2000,
+    }
 }
 
 impl Sessions {
@@ -100,6 +115,7 @@ impl Sessions {
     pub fn new(memory: Arc<dyn Memory>, cluster_id: String, plan: NetworkPlan, authority: Arc<Authority>) -> Self {
         Self {
             inner: Arc::new(Inner {
+                feeds: feed::Feeds::new(memory.clone()),
                 memory,
                 cluster_id,
                 plan,
@@ -111,6 +127,8 @@ impl Sessions {
                 useful: std::sync::atomic::AtomicBool::new(true),
                 tunnels: tunnels::Waiting::default(),
                 next_session: std::sync::atomic::AtomicU64::new(1),
+                newcomers: tokio::sync::Mutex::default(),
+                beat_every: beat_every(0).into(),
             }),
         }
     }
@@ -223,11 +241,18 @@ impl Sessions {
         }
     }
 
-    /// Where the cluster's servers listen now: agents are told.
+    /// Milliseconds between the beats of an agent: what counts as silence stretches with it.
+    pub(crate) fn beat_every(&self) -> u32 {
+        self.inner.beat_every.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Where the cluster's servers listen now: agents are told, and how often they should beat in a cluster of this size.
     pub(crate) fn servers_are(&self, servers: Vec<String>) {
         {
+            let every = beat_every(self.inner.memory.view().list("nodes", None).count());
+            let before = self.inner.beat_every.swap(every, std::sync::atomic::Ordering::Relaxed);
             let mut known = lock(&self.inner.servers);
-            if *known == servers {
+            if *known == servers && before == every {
                 return;
             }
             *known = servers;
@@ -284,7 +309,7 @@ impl Sessions {
             cluster_cidr: self.inner.plan.cluster_cidr.to_string(),
             service_cidr: self.inner.plan.service_cidr.to_string(),
             cluster_domain: self.inner.plan.domain.clone(),
-            beat_interval_ms: 1000,
+            beat_interval_ms: self.beat_every(),
             servers: lock(&self.inner.servers).clone(),
         }
     }
@@ -349,7 +374,7 @@ impl Sessions {
 
 #[tonic::async_trait]
 impl Agents for Sessions {
-    type SessionStream = ReceiverStream<Result<FromServer, Status>>;
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<FromServer, Status>> + Send>>;
     type TunnelStream = Pin<Box<dyn Stream<Item = Result<TunnelDown, Status>> + Send>>;
 
     async fn session(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Self::SessionStream>, Status> {
@@ -373,9 +398,12 @@ impl Agents for Sessions {
         if !self.inner.useful.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Status::unavailable("this server has lost the cluster's leader"));
         }
+        let known = self.inner.memory.view().find("nodes", "", &node).is_some();
+        let turn = if known { None } else { Some(self.inner.newcomers.lock().await) };
         let pod_cidr = register::register(&*self.inner.memory, &self.inner.plan, &node, &hello.node_object)
             .await
             .map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
+        drop(turn);
         let (down, receiver) = mpsc::channel(DOWN_QUEUE);
         let session = self.inner.next_session.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let settings = self.settings(pod_cidr);
@@ -397,9 +425,12 @@ impl Agents for Sessions {
         };
         self.agents().insert(node.clone(), entry);
         tracing::info!(node, agent = hello.version, "an agent has connected");
-        tokio::spawn(feed::run(self.inner.memory.clone(), node.clone(), down));
+        let (parts, feed) = mpsc::channel(feed::PARTS);
+        tokio::spawn(self.inner.feeds.clone().run(session, node.clone(), parts));
         tokio::spawn(self.clone().listen(node, session, up));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        // The welcome waits in the first and goes before any feed.
+        let down = ReceiverStream::new(receiver).merge(ReceiverStream::new(feed).map(feed::Part::message));
+        Ok(Response::new(Box::pin(down)))
     }
 
     async fn renew(&self, request: Request<Renewal>) -> Result<Response<Renewed>, Status> {

@@ -14,6 +14,9 @@ cargo xtask <task>
 
   demo [--once] [--data-dir DIR]  build, start a one-machine cluster, apply examples/hello.yaml, print what to try next;
                                   --once takes everything down again at the end (root)
+  demo --nodes N [--once] [--data-dir DIR]
+                                  the same on a cluster of N machines (1 to 9), which are network namespaces and are
+                                  taken down at Ctrl-C; their data is in a new folder below DIR until then (root)
   test [--fast] [FILTER]          formatting, lints, tidy and every test that needs no foreign program (root);
                                   --fast leaves out formatting and lints
   foreign [FILTER]                the suites with programs of others: kubectl, Debian's nginx and redis, QEMU (root)

@@ -28,7 +28,7 @@ use std::path::Path;
 pub use index::Index;
 pub use log::{Log, LogConfig, Space};
 pub use record::{Ballot, Entry, Payload, Position, Record};
-pub use writer::{Durable, Writer, WriterStats};
+pub use writer::{Durable, Pace, Writer, WriterStats};
 
 /// Sectors are the unit a disk writes whole.
 pub const SECTOR: u64 = 512;

@@ -11,8 +11,24 @@ use super::{Index, Log, Position, Record, Space, WalError};
 /// Called on the log's thread once the records are durable, or are not and never will be.
 pub type Durable = Box<dyn FnOnce(Result<(), Arc<WalError>>) + Send>;
 
+/// Frames that wait at most.
+const QUEUED: usize = 1024;
+
 /// Records of one frame, in bytes of memory: beyond it a frame is written before more is taken from the queue.
 const FRAME_BYTES: usize = 4 << 20;
+
+/// A log without a thread of its own, for simulations: frames are written by a task of the runtime that opened the log, in its
+/// time, one after the other.
+pub trait Pace: Send + Sync + std::fmt::Debug {
+    /// How long the next frame takes before it is written.
+    fn frame(&self) -> Duration;
+    /// Whether a record is written at all. A log that answers `false` lies: to show that a simulation notices.
+    fn keeps(&self, _record: &Record) -> bool {
+        true
+    }
+    /// These records are reported as durable now.
+    fn durable(&self, _records: &[Record]) {}
+}
 
 /// How long until a full disk is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -20,6 +36,47 @@ const RETRY: Duration = Duration::from_secs(2);
 enum Job {
     Commit(Vec<Record>, Durable),
     Stop,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Commit(records, _) => write!(out, "Commit({} records)", records.len()),
+            Self::Stop => write!(out, "Stop"),
+        }
+    }
+}
+
+/// The way to whoever writes.
+#[derive(Debug)]
+enum Jobs {
+    Thread(SyncSender<Job>),
+    Task(tokio::sync::mpsc::Sender<Job>),
+}
+
+impl Jobs {
+    /// Gives back what nobody takes any more.
+    fn send(&self, job: Job) -> Result<(), Job> {
+        match self {
+            Self::Thread(jobs) => jobs.send(job).map_err(|refused| refused.0),
+            Self::Task(jobs) => jobs.try_send(job).map_err(tokio::sync::mpsc::error::TrySendError::into_inner),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Queue {
+    Thread(Receiver<Job>),
+    Task(tokio::sync::mpsc::Receiver<Job>),
+}
+
+impl Queue {
+    fn try_next(&mut self) -> Option<Job> {
+        match self {
+            Self::Thread(queue) => queue.try_recv().ok(),
+            Self::Task(queue) => queue.try_recv().ok(),
+        }
+    }
 }
 
 /// What the thread counts.
@@ -101,7 +158,7 @@ impl WriterStats {
 /// The handle of the log's thread.
 #[derive(Debug)]
 pub struct Writer {
-    jobs: SyncSender<Job>,
+    jobs: Jobs,
     thread: Mutex<Option<JoinHandle<()>>>,
     index: Arc<Mutex<Index>>,
     stats: Arc<WriterStats>,
@@ -115,20 +172,34 @@ impl Writer {
     /// The system has no thread left.
     pub fn start(log: Log) -> std::io::Result<Self> {
         // Raft has few appends in flight at a time; a sender that meets a full queue waits for the disk, as it should.
-        let (jobs, queue) = sync_channel(1024);
+        let (jobs, queue) = sync_channel(QUEUED);
+        let (mut writer, worker) = Self::with(log, Jobs::Thread(jobs), Queue::Thread(queue), None);
+        let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || worker.run())?;
+        writer.thread = Mutex::new(Some(thread));
+        Ok(writer)
+    }
+
+    /// Starts a task of this runtime instead: nothing then happens outside it.
+    pub fn start_paced(log: Log, pace: Arc<dyn Pace>) -> Self {
+        let (jobs, queue) = tokio::sync::mpsc::channel(QUEUED);
+        let (writer, worker) = Self::with(log, Jobs::Task(jobs), Queue::Task(queue), Some(pace.clone()));
+        drop(tokio::spawn(worker.run_paced(pace)));
+        writer
+    }
+
+    fn with(log: Log, jobs: Jobs, queue: Queue, pace: Option<Arc<dyn Pace>>) -> (Self, Worker) {
         let index = log.index();
         let stats = Arc::new(WriterStats::default());
         let committed = Arc::new(Mutex::new(None));
-        let worker = Worker { log, queue, stats: stats.clone(), committed: committed.clone() };
+        let worker = Worker { log, queue, stats: stats.clone(), committed: committed.clone(), pace };
         worker.publish();
-        let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || worker.run())?;
-        Ok(Self { jobs, thread: Mutex::new(Some(thread)), index, stats, committed })
+        (Self { jobs, thread: Mutex::new(None), index, stats, committed }, worker)
     }
 
     /// Queues records; `done` is called when they are durable.
     pub fn commit(&self, records: Vec<Record>, done: Durable) {
         if let Err(refused) = self.jobs.send(Job::Commit(records, done))
-            && let Job::Commit(_, done) = refused.0
+            && let Job::Commit(_, done) = refused
         {
             done(Err(Arc::new(WalError::Closed)));
         }
@@ -167,18 +238,21 @@ impl Writer {
 
 struct Worker {
     log: Log,
-    queue: Receiver<Job>,
+    queue: Queue,
     stats: Arc<WriterStats>,
     committed: Arc<Mutex<Option<Position>>>,
+    /// Only without a thread.
+    pace: Option<Arc<dyn Pace>>,
 }
 
 impl Worker {
     fn run(mut self) {
         loop {
+            let Queue::Thread(queue) = &self.queue else { return };
             let job = if self.log.space() == Space::Free {
-                self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+                queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
-                self.queue.recv_timeout(RETRY)
+                queue.recv_timeout(RETRY)
             };
             match job {
                 Ok(Job::Commit(records, done)) => {
@@ -191,6 +265,34 @@ impl Worker {
             }
             self.prepare();
         }
+        self.end();
+    }
+
+    async fn run_paced(mut self, pace: Arc<dyn Pace>) {
+        loop {
+            let Queue::Task(queue) = &mut self.queue else { return };
+            let job = if self.log.space() == Space::Free {
+                queue.recv().await
+            } else {
+                match tokio::time::timeout(RETRY, queue.recv()).await {
+                    Ok(job) => job,
+                    Err(_) => {
+                        self.prepare();
+                        continue;
+                    }
+                }
+            };
+            let Some(Job::Commit(records, done)) = job else { break };
+            tokio::time::sleep(pace.frame()).await;
+            if !self.commit(records, done) {
+                break;
+            }
+            self.prepare();
+        }
+        self.end();
+    }
+
+    fn end(&mut self) {
         let last = self.take_committed();
         if !last.is_empty()
             && let Err(error) = self.log.commit(&last)
@@ -207,22 +309,32 @@ impl Worker {
         records.extend(first);
         let mut go_on = true;
         while weight < FRAME_BYTES {
-            match self.queue.try_recv() {
-                Ok(Job::Commit(more, done)) => {
+            match self.queue.try_next() {
+                Some(Job::Commit(more, done)) => {
                     weight += weigh(&more);
                     records.extend(more);
                     waiting.push(done);
                 }
-                Ok(Job::Stop) => {
+                Some(Job::Stop) => {
                     go_on = false;
                     break;
                 }
-                Err(_) => break,
+                None => break,
             }
         }
         let begun = Instant::now();
         self.stats.begins(Some(begun));
-        let mut result = self.log.commit(&records);
+        let mut result = match &self.pace {
+            None => self.log.commit(&records),
+            Some(pace) => {
+                let kept: Vec<Record> = records.iter().filter(|record| pace.keeps(record)).cloned().collect();
+                let result = if kept.is_empty() { Ok(()) } else { self.log.commit(&kept) };
+                if result.is_ok() {
+                    pace.durable(&records);
+                }
+                result
+            }
+        };
         self.stats.begins(None);
         self.stats.frame_took(begun.elapsed());
         if result.is_ok() && records.iter().any(|record| matches!(record, Record::Purge(_))) {

@@ -1,33 +1,18 @@
-//! `cargo xtask demo`: from a clean clone to an application that answers by its DNS name, with what to try next.
+//! The demo on one machine: this one.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{cargo, must, root};
+use super::{PATIENCE, fetch, step};
+use crate::{must, root};
 
-/// The demo must be up well within this; on a busy two-core machine it needs a few seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-pub fn run(arguments: &[String]) -> Result<(), String> {
-    let once = arguments.iter().any(|argument| argument == "--once");
-    let given = arguments.iter().position(|argument| argument == "--data-dir").and_then(|at| arguments.get(at + 1));
-    let data = given.map_or_else(|| root().join("target/demo"), PathBuf::from);
-    must(cargo().args([
-        "build",
-        "--quiet",
-        "--package",
-        "coracle",
-        "--package",
-        "hello",
-        "--package",
-        "example-images",
-    ]))?;
-    let programs = target_dir()?;
+/// Starts a cluster of this machine with its data in that folder, and leaves it running unless it is for once.
+pub fn run(programs: &Path, data: Option<PathBuf>, once: bool) -> Result<(), String> {
+    let data = data.unwrap_or_else(|| root().join("target/demo"));
     let coracle = programs.join("coracle");
     let started = Instant::now();
 
@@ -52,16 +37,6 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
         next_steps(&coracle, &data);
     }
     Ok(())
-}
-
-fn step(words: &str) {
-    println!("==> {words}");
-}
-
-/// Where cargo put the programs: asked of cargo, since a target folder may be anywhere.
-fn target_dir() -> Result<PathBuf, String> {
-    let here = std::env::current_exe().map_err(|error| error.to_string())?;
-    here.parent().map(Path::to_path_buf).ok_or_else(|| "xtask has no folder".to_owned())
 }
 
 /// Starts `coracle up` so that it outlives us; its log goes into a file.
@@ -133,21 +108,6 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>, String>) -> R
             return Err(format!("waited {} s for {what}, in vain", PATIENCE.as_secs()));
         }
         std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// One HTTP/1.0 GET; the body of a 200.
-fn fetch(address: SocketAddr, path: &str) -> Result<String, String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).map_err(|error| error.to_string())?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|error| error.to_string())?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: hello\r\n\r\n").map_err(|error| error.to_string())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).map_err(|error| error.to_string())?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or("no answer")?;
-    if head.starts_with("HTTP/1.1 200") || head.starts_with("HTTP/1.0 200") {
-        Ok(body.trim().to_owned())
-    } else {
-        Err(head.to_owned())
     }
 }
 

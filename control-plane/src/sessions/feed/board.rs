@@ -1,0 +1,308 @@
+//! One look at every change for all agents of a server: which agents it concerns, and what the tables are made of now.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coracle_api::Memory;
+use coracle_store::{Event, EventKind, Key, Object, View};
+use tokio::sync::Notify;
+
+use super::reduced::reduced;
+use super::references;
+
+/// Tables every agent holds whole: services, their endpoints, and the nodes.
+const TABLES: [&str; 3] = ["services", "endpointslices.discovery.k8s.io", NODES];
+const NODES: &str = "nodes";
+/// Removed objects that are remembered: an agent that is further behind is told everything anew.
+const REMEMBERED: usize = 10_000;
+
+/// An object as agents get it. Its bytes are shared by all of them.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub key: Key,
+    pub uid: Arc<str>,
+    pub revision: u64,
+    pub json: Bytes,
+}
+
+impl Shown {
+    pub(super) fn whole(object: &Object) -> Self {
+        let (key, uid, json) = (object.key.clone(), object.uid.clone(), object.json.clone());
+        Self { key, uid, revision: object.revision, json }
+    }
+
+    /// As agents of other nodes need it.
+    fn of_table(object: &Object) -> Self {
+        let whole = Self::whole(object);
+        if *object.key.resource == *NODES { Self { json: reduced(object.tree()), ..whole } } else { whole }
+    }
+}
+
+/// A table's row that changed; `None`: it is gone.
+pub(super) type Row = (Key, Option<Arc<Shown>>);
+
+/// All rows of the tables in the order of their last change.
+#[derive(Debug, Default)]
+struct Tables {
+    /// Of the last change.
+    last: u64,
+    /// Whoever has not seen this one cannot be told what has gone since.
+    floor: u64,
+    rows: BTreeMap<Key, (u64, Option<Arc<Shown>>)>,
+    order: BTreeMap<u64, Key>,
+    gone: BTreeSet<u64>,
+    /// All that is there, until the next change.
+    whole: Option<Arc<Vec<Arc<Shown>>>>,
+}
+
+impl Tables {
+    fn of(view: &View, last: u64) -> Self {
+        let mut tables = Self { last, floor: last, ..Self::default() };
+        for object in TABLES.iter().flat_map(|table| view.list(table, None)) {
+            tables.set(object.key.clone(), Some(Shown::of_table(object)));
+        }
+        // Who has seen less than all of this begins anew.
+        tables.floor = tables.last;
+        tables
+    }
+
+    fn set(&mut self, key: Key, shown: Option<Shown>) {
+        self.last += 1;
+        let row = (self.last, shown.map(Arc::new));
+        if row.1.is_none() {
+            self.gone.insert(self.last);
+        }
+        if let Some((before, _)) = self.rows.insert(key.clone(), row) {
+            self.order.remove(&before);
+            self.gone.remove(&before);
+        }
+        self.order.insert(self.last, key);
+        self.whole = None;
+        while self.gone.len() > REMEMBERED
+            && let Some(oldest) = self.gone.pop_first()
+        {
+            self.floor = oldest;
+            if let Some(key) = self.order.remove(&oldest) {
+                self.rows.remove(&key);
+            }
+        }
+    }
+
+    /// Whether a row would change for agents of other nodes.
+    fn differs(&self, shown: &Shown) -> bool {
+        let known = self.rows.get(&shown.key).and_then(|(_, known)| known.as_ref());
+        known.is_none_or(|known| known.uid != shown.uid || known.json != shown.json)
+    }
+
+    fn whole(&mut self) -> Arc<Vec<Arc<Shown>>> {
+        let rows = &self.rows;
+        let make = || Arc::new(rows.values().filter_map(|(_, shown)| shown.clone()).collect());
+        self.whole.get_or_insert_with(make).clone()
+    }
+
+    fn since(&self, seen: u64) -> Vec<Row> {
+        let changed = self.order.range(seen + 1..).map(|(_, key)| key);
+        changed.filter_map(|key| Some((key.clone(), self.rows.get(key)?.1.clone()))).collect()
+    }
+}
+
+/// One session's place on the board.
+#[derive(Debug)]
+struct Seat {
+    node: String,
+    wake: Arc<Notify>,
+    /// Something of its own may have changed: its pods, what they read, its Node.
+    own: bool,
+    /// The last change of a table it was told of; `None`: it has to be told everything.
+    seen: Option<u64>,
+    /// The ConfigMaps and Secrets its pods name, whether or not they are there.
+    reads: HashSet<Key>,
+}
+
+/// What an agent has to be told.
+pub(super) struct News {
+    /// As of when.
+    pub view: View,
+    /// Everything in the tables, for an agent that begins.
+    pub whole: Option<Arc<Vec<Arc<Shown>>>>,
+    /// What changed in the tables, for one that goes on.
+    pub rows: Vec<Row>,
+    /// Whether its own objects have to be looked at.
+    pub own: bool,
+}
+
+/// All sessions of a server and the state they are told.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    view: Option<View>,
+    tables: Tables,
+    seats: HashMap<u64, Seat>,
+    /// A node that reconnects has two sessions for a moment.
+    by_node: HashMap<String, Vec<u64>>,
+    nodes_differ: bool,
+    /// Whether a task looks at the changes.
+    pub looked_after: bool,
+}
+
+impl Board {
+    /// Takes a session in, at the newest state.
+    pub(super) fn attach(&mut self, memory: &dyn Memory, session: u64, node: &str) -> Arc<Notify> {
+        self.advance(memory);
+        let wake = Arc::new(Notify::new());
+        let mut reads = HashSet::new();
+        for pod in self.view.iter().flat_map(|view| view.pods_on(node)) {
+            reads.extend(reads_of(pod));
+        }
+        let seat = Seat { node: node.to_owned(), wake: wake.clone(), own: true, seen: None, reads };
+        self.seats.insert(session, seat);
+        self.by_node.entry(node.to_owned()).or_default().push(session);
+        wake
+    }
+
+    /// The session is over.
+    pub(super) fn detach(&mut self, session: u64) {
+        let Some(seat) = self.seats.remove(&session) else { return };
+        if let Some(sessions) = self.by_node.get_mut(&seat.node) {
+            sessions.retain(|other| *other != session);
+            if sessions.is_empty() {
+                self.by_node.remove(&seat.node);
+            }
+        }
+    }
+
+    /// How many agents there are.
+    pub(super) fn agents(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Looks at everything that changed since the last look, once for all agents. Wakes those it concerns; when
+    /// other nodes look different to all, the caller decides when they are woken.
+    pub(super) fn advance(&mut self, memory: &dyn Memory) {
+        let view = memory.view();
+        let Some(before) = self.view.as_ref().map(View::generation) else {
+            self.begin_anew(view);
+            return;
+        };
+        if before == view.generation() {
+            return;
+        }
+        let events = (before.epoch == view.epoch()).then(|| memory.events_after(before.revision, None)).flatten();
+        let Some(events) = events else {
+            self.begin_anew(view);
+            return;
+        };
+        // History may be ahead of the view: what is newer comes again with the next one.
+        let (mut nodes, mut tables, mut read) = (false, false, HashSet::new());
+        for event in events.iter().take_while(|event| event.revision <= view.revision()) {
+            match &*event.object.key.resource {
+                "pods" => self.pod(event),
+                "configmaps" | "secrets" => {
+                    read.insert(&event.object.key);
+                }
+                NODES => nodes |= self.row(event),
+                resource if TABLES.contains(&resource) => tables |= self.row(event),
+                _ => {}
+            }
+        }
+        for seat in self.seats.values_mut() {
+            let concerned = !read.is_empty() && read.iter().any(|key| seat.reads.contains(*key));
+            seat.own |= concerned;
+            if tables || concerned {
+                seat.wake.notify_one();
+            }
+        }
+        self.view = Some(view);
+        self.nodes_differ |= nodes;
+    }
+
+    /// Everybody is told everything: the history does not reach back, or there is a new one.
+    fn begin_anew(&mut self, view: View) {
+        self.tables = Tables::of(&view, self.tables.last);
+        for seat in self.seats.values_mut() {
+            seat.own = true;
+            seat.seen = None;
+            seat.reads = view.pods_on(&seat.node).flat_map(|pod| reads_of(pod)).collect();
+            seat.wake.notify_one();
+        }
+        self.view = Some(view);
+    }
+
+    /// Whether nodes look different since everybody was last woken.
+    pub(super) fn nodes_differ(&self) -> bool {
+        self.nodes_differ
+    }
+
+    /// Wakes everybody.
+    pub(super) fn wake_all(&mut self) {
+        self.nodes_differ = false;
+        for seat in self.seats.values() {
+            seat.wake.notify_one();
+        }
+    }
+
+    fn pod(&mut self, event: &Event) {
+        let there = event.kind != EventKind::Deleted;
+        for (pod, is_now) in [(Some(&event.object), there), (event.prior.as_ref(), false)] {
+            let Some(pod) = pod else { continue };
+            let Some(node) = pod.tree()["spec"]["nodeName"].as_str() else { continue };
+            for session in self.by_node.get(node).into_iter().flatten() {
+                let Some(seat) = self.seats.get_mut(session) else { continue };
+                seat.own = true;
+                if is_now {
+                    seat.reads.extend(reads_of(pod));
+                }
+                seat.wake.notify_one();
+            }
+        }
+    }
+
+    /// A row of a table; whether it looks different now.
+    fn row(&mut self, event: &Event) -> bool {
+        let key = &event.object.key;
+        if *key.resource == *NODES {
+            for session in self.by_node.get(&*key.name).into_iter().flatten() {
+                let Some(seat) = self.seats.get_mut(session) else { continue };
+                seat.own = true;
+                seat.wake.notify_one();
+            }
+        }
+        if event.kind == EventKind::Deleted {
+            self.tables.set(key.clone(), None);
+            return true;
+        }
+        let shown = Shown::of_table(&event.object);
+        let differs = self.tables.differs(&shown);
+        if differs {
+            self.tables.set(key.clone(), Some(shown));
+        }
+        differs
+    }
+
+    /// What a session has to be told now; `None` when it is not one of ours any more.
+    pub(super) fn news(&mut self, session: u64) -> Option<News> {
+        let seat = self.seats.get_mut(&session)?;
+        let view = self.view.clone()?;
+        let seen = seat.seen.filter(|seen| *seen >= self.tables.floor);
+        let own = std::mem::take(&mut seat.own) || seen.is_none();
+        seat.seen = Some(self.tables.last);
+        let (whole, rows) = match seen {
+            Some(seen) => (None, self.tables.since(seen)),
+            None => (Some(self.tables.whole()), Vec::new()),
+        };
+        Some(News { view, whole, rows, own })
+    }
+
+    /// What a session's pods read, as it was worked out from its last news; newer changes stand above that.
+    pub(super) fn reads(&mut self, session: u64, reads: HashSet<Key>) {
+        if let Some(seat) = self.seats.get_mut(&session).filter(|seat| !seat.own) {
+            seat.reads = reads;
+        }
+    }
+}
+
+/// The ConfigMaps and Secrets a pod names.
+pub(super) fn reads_of(pod: &Object) -> impl Iterator<Item = Key> {
+    let namespace = pod.key.namespace.clone();
+    references(pod.tree()).into_iter().map(move |(resource, name)| Key::new(resource, namespace.clone(), name))
+}

@@ -1,0 +1,442 @@
+//! What one agent should hold: the pods bound to it, what they mount and read, its own Node, and the tables that services, names and
+//! the ways to other nodes are made of. One task per server looks at every change (`board`); an agent's own task runs only when
+//! something concerns it, and sends the difference to what it sent before.
+
+mod board;
+mod reduced;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use coracle_api::Memory;
+use coracle_manifests::view::list;
+use coracle_protocol::v1::{Feed, FromServer, Generation, Item, Ref, from_server};
+use coracle_store::{Key, View};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use board::{Board, News, Shown, reads_of};
+
+/// One part of a feed. Its bytes are copied only when the stream takes it, and the stream keeps room for the largest: thousands of
+/// agents that begin at once must need little memory each.
+const PART_BYTES: usize = 32 << 10;
+/// Parts that wait for one agent's stream.
+pub(super) const PARTS: usize = 2;
+/// With more agents than this, changes of other nodes are told together.
+const MANY: usize = 500;
+const TOGETHER: Duration = Duration::from_millis(200);
+
+/// All feeds of a server.
+pub(super) struct Feeds {
+    memory: Arc<dyn Memory>,
+    board: Mutex<Board>,
+}
+
+/// A part of a feed, before its bytes are copied.
+#[derive(Debug)]
+pub(super) struct Part {
+    generation: Generation,
+    full: bool,
+    more: bool,
+    removed: Vec<Key>,
+    items: Vec<Arc<Shown>>,
+}
+
+impl Part {
+    fn new(generation: Generation) -> Self {
+        Self { generation, full: false, more: false, removed: Vec::new(), items: Vec::new() }
+    }
+
+    /// For the wire.
+    pub(super) fn message(self) -> Result<FromServer, Status> {
+        let feed = Feed {
+            generation: Some(self.generation),
+            full: self.full,
+            more: self.more,
+            removed: self.removed.iter().map(reference).collect(),
+            items: self.items.iter().map(|shown| item(shown)).collect(),
+        };
+        Ok(FromServer { message: Some(from_server::Message::Feed(feed)) })
+    }
+}
+
+impl Feeds {
+    pub(super) fn new(memory: Arc<dyn Memory>) -> Arc<Self> {
+        Arc::new(Self { memory, board: Mutex::default() })
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Feeds one agent until it goes away.
+    pub(super) async fn run(self: Arc<Self>, session: u64, node: String, parts: mpsc::Sender<Part>) {
+        let wake = {
+            let mut board = self.board();
+            if !std::mem::replace(&mut board.looked_after, true) {
+                tokio::spawn(self.clone().look());
+            }
+            board.attach(&*self.memory, session, &node)
+        };
+        let _seat = Leave(&self, session);
+        let mut sent: BTreeMap<Key, u64> = BTreeMap::new();
+        loop {
+            let Some(news) = self.board().news(session) else { return };
+            let mut difference = Difference::new(&news, &node);
+            if news.own {
+                let (own, reads) = own(&news.view, &node);
+                difference.own(own, &mut sent);
+                self.board().reads(session, reads);
+            }
+            for part in difference.parts() {
+                if parts.send(part).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                // Cancel safe: a wake that is not taken stays.
+                () = wake.notified() => {}
+                () = parts.closed() => return,
+            }
+        }
+    }
+
+    /// Looks at every change once, for as long as there are agents.
+    async fn look(self: Arc<Self>) {
+        let mut changes = self.memory.changes();
+        let mut nodes_at: Option<tokio::time::Instant> = None;
+        loop {
+            changes.borrow_and_update();
+            {
+                let mut board = self.board();
+                if board.agents() == 0 {
+                    board.looked_after = false;
+                    return;
+                }
+                let pause = if board.agents() > MANY { TOGETHER } else { Duration::ZERO };
+                board.advance(&*self.memory);
+                if board.nodes_differ() {
+                    nodes_at.get_or_insert_with(|| tokio::time::Instant::now() + pause);
+                }
+                if nodes_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
+                    nodes_at = None;
+                    board.wake_all();
+                }
+            }
+            tokio::select! {
+                // Cancel safe both: a change stays marked as unseen.
+                changed = changes.changed() => if changed.is_err() { return },
+                () = async {
+                    match nodes_at {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+        }
+    }
+}
+
+/// Gives a session's place up, however its task ends.
+struct Leave<'a>(&'a Feeds, u64);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.board().detach(self.1);
+    }
+}
+
+/// The objects of a node alone, and the names of what its pods read, whether or not it is there.
+fn own(view: &View, node: &str) -> (BTreeMap<Key, Arc<Shown>>, HashSet<Key>) {
+    let (mut own, mut reads) = (BTreeMap::new(), HashSet::new());
+    let mut add = |object: &coracle_store::Object| own.insert(object.key.clone(), Arc::new(Shown::whole(object)));
+    if let Some(itself) = view.find("nodes", "", node) {
+        add(itself);
+    }
+    for pod in view.pods_on(node) {
+        add(pod);
+        reads.extend(reads_of(pod));
+    }
+    for object in reads.iter().filter_map(|key| view.get(key)) {
+        add(object);
+    }
+    (own, reads)
+}
+
+/// What turns what an agent holds into what it should hold.
+struct Difference {
+    generation: Generation,
+    full: bool,
+    removed: Vec<Key>,
+    items: Vec<Arc<Shown>>,
+}
+
+impl Difference {
+    /// What the tables of all agents come to, but for the agent's own Node.
+    fn new(news: &News, node: &str) -> Self {
+        let itself = Key::new("nodes", "", node);
+        let generation = Generation { epoch: news.view.epoch(), revision: news.view.revision() };
+        let mut this = Self { generation, full: news.whole.is_some(), removed: Vec::new(), items: Vec::new() };
+        let whole = news.whole.iter().flat_map(|whole| whole.iter());
+        this.items.extend(whole.filter(|shown| shown.key != itself).cloned());
+        for (key, shown) in news.rows.iter().filter(|(key, _)| *key != itself) {
+            match shown {
+                Some(shown) => this.items.push(shown.clone()),
+                None => this.removed.push(key.clone()),
+            }
+        }
+        this
+    }
+
+    /// And the agent's own objects beside what was `sent`.
+    fn own(&mut self, own: BTreeMap<Key, Arc<Shown>>, sent: &mut BTreeMap<Key, u64>) {
+        if self.full {
+            sent.clear();
+        }
+        sent.retain(|key, _| {
+            let stays = own.contains_key(key);
+            if !stays {
+                self.removed.push(key.clone());
+            }
+            stays
+        });
+        for (key, shown) in own {
+            if sent.insert(key, shown.revision) != Some(shown.revision) {
+                self.items.push(shown);
+            }
+        }
+    }
+
+    /// None when nothing differs.
+    fn parts(self) -> Vec<Part> {
+        if !self.full && self.removed.is_empty() && self.items.is_empty() {
+            return Vec::new();
+        }
+        let mut parts = vec![Part { full: self.full, removed: self.removed, ..Part::new(self.generation) }];
+        let mut bytes = 0;
+        for shown in self.items {
+            if bytes > 0 && bytes + shown.json.len() > PART_BYTES {
+                bytes = 0;
+                parts.push(Part::new(self.generation));
+            }
+            bytes += shown.json.len();
+            if let Some(part) = parts.last_mut() {
+                part.items.push(shown);
+            }
+        }
+        let last = parts.len() - 1;
+        for part in &mut parts[..last] {
+            part.more = true;
+        }
+        parts
+    }
+}
+
+/// The ConfigMaps and Secrets a pod names, in volumes and environment.
+fn references(pod: &Value) -> BTreeSet<(&'static str, String)> {
+    let mut found = BTreeSet::new();
+    let mut add = |resource, name: &Value| {
+        if let Some(name) = name.as_str() {
+            found.insert((resource, name.to_owned()));
+        }
+    };
+    let spec = &pod["spec"];
+    for volume in list(&spec["volumes"]) {
+        add("configmaps", &volume["configMap"]["name"]);
+        add("secrets", &volume["secret"]["secretName"]);
+        for source in list(&volume["projected"]["sources"]) {
+            add("configmaps", &source["configMap"]["name"]);
+            add("secrets", &source["secret"]["name"]);
+        }
+    }
+    for container in list(&spec["initContainers"]).iter().chain(list(&spec["containers"])) {
+        for entry in list(&container["envFrom"]) {
+            add("configmaps", &entry["configMapRef"]["name"]);
+            add("secrets", &entry["secretRef"]["name"]);
+        }
+        for entry in list(&container["env"]) {
+            add("configmaps", &entry["valueFrom"]["configMapKeyRef"]["name"]);
+            add("secrets", &entry["valueFrom"]["secretKeyRef"]["name"]);
+        }
+    }
+    found
+}
+
+fn reference(key: &Key) -> Ref {
+    Ref { resource: key.resource.to_string(), namespace: key.namespace.to_string(), name: key.name.to_string() }
+}
+
+fn item(shown: &Shown) -> Item {
+    Item {
+        resource: shown.key.resource.to_string(),
+        namespace: shown.key.namespace.to_string(),
+        name: shown.key.name.to_string(),
+        uid: shown.uid.to_string(),
+        revision: shown.revision,
+        object: shown.json.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_store::{Limits, Op, Store, Transaction};
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_brings_what_it_reads_and_nothing_else() {
+        let pod = json!({"spec": {
+            "volumes": [{"name": "a", "configMap": {"name": "conf"}}, {"name": "b", "secret": {"secretName": "key"}}],
+            "initContainers": [{"envFrom": [{"secretRef": {"name": "boot"}}]}],
+            "containers": [{"env": [{"name": "X", "value": "1"}, {"name": "Y", "valueFrom": {"configMapKeyRef": {"name": "env", "key": "y"}}}]}],
+        }});
+        let expected = [("configmaps", "conf"), ("configmaps", "env"), ("secrets", "boot"), ("secrets", "key")];
+        assert_eq!(references(&pod).into_iter().collect::<Vec<_>>(), expected.map(|(a, b)| (a, b.to_owned())));
+    }
+
+    #[test]
+    fn a_large_feed_goes_out_in_parts_and_only_the_last_has_no_more() {
+        let shown = |index: u64| {
+            let key = Key::new("services", "default", format!("s{index}"));
+            Arc::new(Shown { key, uid: "u".into(), revision: index, json: vec![b' '; PART_BYTES / 2].into() })
+        };
+        let difference =
+            |full, items| Difference { generation: Generation::default(), full, removed: Vec::new(), items };
+        let parts = difference(true, (0..5).map(shown).collect()).parts();
+        assert_eq!(
+            parts.iter().map(|part| (part.full, part.more, part.items.len())).collect::<Vec<_>>(),
+            [(true, true, 2), (false, true, 2), (false, false, 1)]
+        );
+        assert!(difference(false, Vec::new()).parts().is_empty());
+        assert_eq!(difference(true, Vec::new()).parts().len(), 1, "an empty whole is said");
+    }
+
+    /// A memory of its own.
+    struct Ram {
+        store: Mutex<Store>,
+        changed: tokio::sync::watch::Sender<coracle_base::Generation>,
+    }
+
+    impl Ram {
+        fn new() -> Arc<Self> {
+            let changed = tokio::sync::watch::Sender::new(coracle_base::Generation::default());
+            Arc::new(Self { store: Mutex::new(Store::new(Limits::default())), changed })
+        }
+
+        fn apply(&self, op: Op) {
+            let mut store = self.store.lock().unwrap();
+            let transaction: Transaction = op.into();
+            assert!(store.apply(&[transaction])[0].is_ok());
+            self.changed.send_replace(store.view().generation());
+        }
+
+        fn put(&self, resource: &str, name: &str, mut value: Value) {
+            let namespace = if resource == "nodes" { "" } else { "default" };
+            let key = Key::new(resource, namespace, name);
+            let known = self.view().get(&key).map(|object| object.uid.to_string());
+            let meta = json!({"name": name, "namespace": namespace, "uid": known.clone().unwrap_or_else(|| format!("uid-{name}"))});
+            value["metadata"] = meta;
+            let value = Arc::new(value);
+            self.apply(match known {
+                Some(_) => Op::Update { key, expect: coracle_store::Expect::default(), value, claims: None },
+                None => Op::Create { key, value, claims: Vec::new() },
+            });
+        }
+
+        fn delete(&self, resource: &str, name: &str) {
+            let key = Key::new(resource, "default", name);
+            self.apply(Op::Delete { key, expect: coracle_store::Expect::default() });
+        }
+    }
+
+    impl Memory for Ram {
+        fn view(&self) -> View {
+            self.store.lock().unwrap().view()
+        }
+
+        fn events_after(&self, revision: u64, resource: Option<&str>) -> Option<Vec<coracle_store::Event>> {
+            self.store.lock().unwrap().events_after(revision, resource).ok()
+        }
+
+        fn changes(&self) -> tokio::sync::watch::Receiver<coracle_base::Generation> {
+            self.changed.subscribe()
+        }
+
+        fn propose_many(&self, _: Vec<Transaction>) -> coracle_api::BoxFuture<'_, Vec<coracle_api::Proposed>> {
+            unreachable!("a feed writes nothing")
+        }
+
+        fn read_barrier(&self) -> coracle_api::BoxFuture<'_, Result<View, coracle_api::ProposeError>> {
+            unreachable!("a feed takes what is there")
+        }
+
+        fn propose(&self, _: Transaction) -> coracle_api::BoxFuture<'_, coracle_api::Proposed> {
+            unreachable!("a feed writes nothing")
+        }
+    }
+
+    fn agent(feeds: &Arc<Feeds>, session: u64, node: &str) -> mpsc::Receiver<Part> {
+        let (sender, parts) = mpsc::channel(PARTS);
+        tokio::spawn(feeds.clone().run(session, node.to_owned(), sender));
+        parts
+    }
+
+    /// The names in the next part: what came, what went.
+    async fn next(parts: &mut mpsc::Receiver<Part>) -> (Vec<String>, Vec<String>) {
+        let part = tokio::time::timeout(Duration::from_secs(10), parts.recv()).await.expect("a part").expect("a feed");
+        let came = part.items.iter().map(|shown| shown.key.name.to_string()).collect();
+        (came, part.removed.iter().map(|key| key.name.to_string()).collect())
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn pod(node: &str, secret: &str) -> Value {
+        json!({"spec": {"nodeName": node, "volumes": [{"name": "v", "secret": {"secretName": secret}}]}})
+    }
+
+    #[tokio::test]
+    async fn each_agent_hears_what_concerns_it_and_nothing_else() {
+        let memory = Ram::new();
+        for node in ["a", "b"] {
+            memory.put("nodes", node, json!({"spec": {"podCIDR": "10.42.0.0/24"}, "status": {"beat": 1}}));
+        }
+        memory.put("secrets", "other", json!({}));
+        let feeds = Feeds::new(memory.clone());
+        let (mut a, mut b) = (agent(&feeds, 1, "a"), agent(&feeds, 2, "b"));
+        assert_eq!(next(&mut a).await.0, names(&["b", "a"]), "the other's Node is a row, its own is its own");
+        assert_eq!(next(&mut b).await.0, names(&["a", "b"]));
+        // A pod of one, which reads what is not there yet.
+        memory.put("pods", "p", pod("a", "key"));
+        assert_eq!(next(&mut a).await.0, names(&["p"]));
+        memory.put("secrets", "other", json!({"data": {"x": "y"}}));
+        memory.put("secrets", "key", json!({}));
+        assert_eq!(next(&mut a).await.0, names(&["key"]));
+        // What others need of a node did not change.
+        memory.put("nodes", "b", json!({"spec": {"podCIDR": "10.42.0.0/24"}, "status": {"beat": 2}}));
+        assert_eq!(next(&mut b).await.0, names(&["b"]));
+        memory.put("services", "s", json!({}));
+        assert_eq!(next(&mut a).await.0, names(&["s"]));
+        assert_eq!(next(&mut b).await.0, names(&["s"]), "and nothing of the pod before");
+        memory.delete("services", "s");
+        assert_eq!(next(&mut b).await.1, names(&["s"]));
+        assert_eq!(next(&mut a).await.1, names(&["s"]));
+        memory.delete("pods", "p");
+        let mut gone = next(&mut a).await.1;
+        gone.sort();
+        assert_eq!(gone, names(&["key", "p"]), "with the pod goes what only it read");
+        memory.put("nodes", "b", json!({"spec": {"podCIDR": "10.42.9.0/24"}}));
+        assert_eq!(next(&mut a).await.0, names(&["b"]));
+        // Who goes away leaves nothing behind, and whoever comes next is told everything.
+        drop((a, b));
+        while feeds.board().agents() > 0 {
+            tokio::task::yield_now().await;
+        }
+        memory.put("services", "t", json!({}));
+        let mut again = agent(&feeds, 3, "a");
+        assert_eq!(next(&mut again).await.0, names(&["b", "t", "a"]));
+    }
+}
