@@ -76,14 +76,8 @@ impl Source for Ledger {
         let held = [of("nodes"), of("pods"), of("services"), of("endpointslices.discovery.k8s.io")];
         let [nodes, pods, services, slices] =
             held.each_ref().map(|list| list.iter().map(|held| &held.tree).collect::<Vec<&Value>>());
-        let trees = Trees {
-            nodes: &nodes,
-            deployments: &[],
-            pods: &pods,
-            services: &services,
-            slices: &slices,
-            events: &[],
-        };
+        let trees =
+            Trees { nodes: &nodes, deployments: &[], pods: &pods, services: &services, slices: &slices, events: &[] };
         let servers = state.settings.iter().flat_map(|settings| settings.servers.clone()).map(|address| {
             let here = status.server.as_ref() == Some(&address);
             Server {

@@ -184,7 +184,8 @@ pub fn check(path: &Path, unpack: Option<&Path>) -> Result<Head, BackupError> {
         return Err(damaged("it does not begin like one"));
     }
     let head: Head = serde_json::from_str(&line(MAX_HEAD)?).map_err(|_| damaged("its head cannot be read"))?;
-    let plain = head.snapshot.strip_suffix(".snapshot").is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let plain =
+        head.snapshot.strip_suffix(".snapshot").is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     if !plain {
         return Err(damaged("its head names no snapshot"));
     }

@@ -23,8 +23,12 @@ pub(crate) async fn run(raft: Raft, peers: ServerPeers, sessions: Sessions, drai
             () = drain.signaled() => return,
         }
         let members = raft.members();
-        let mut servers: Vec<String> =
-            members.servers.values().map(|member| member.address.clone()).filter(|address| !address.is_empty()).collect();
+        let mut servers: Vec<String> = members
+            .servers
+            .values()
+            .map(|member| member.address.clone())
+            .filter(|address| !address.is_empty())
+            .collect();
         servers.sort();
         sessions.servers_are(servers);
         if raft.is_alone() {
@@ -34,8 +38,12 @@ pub(crate) async fn run(raft: Raft, peers: ServerPeers, sessions: Sessions, drai
         let leases = match leader {
             Some(leader) if leader == own => {
                 let report = sessions.report(own);
-                let nodes: Vec<(String, u64)> =
-                    report.beats.into_iter().filter(|beat| beat.connected).map(|beat| (beat.node, beat.sent_boottime_ms)).collect();
+                let nodes: Vec<(String, u64)> = report
+                    .beats
+                    .into_iter()
+                    .filter(|beat| beat.connected)
+                    .map(|beat| (beat.node, beat.sent_boottime_ms))
+                    .collect();
                 // As for the beats that others bring: a majority confirms after they came.
                 if raft.confirm_leading().await {
                     heard_leader = Instant::now();

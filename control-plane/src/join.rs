@@ -65,7 +65,9 @@ impl Token {
             "node" => false,
             _ => return None,
         };
-        let plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let plain = |part: &str| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        };
         let whole = [*id, *secret, *pin].into_iter().all(plain) && pin.len() == PIN;
         whole.then(|| Self { server, id: (*id).to_owned(), secret: (*secret).to_owned(), pin: (*pin).to_owned() })
     }
@@ -210,7 +212,11 @@ impl Gate {
             .authority
             .sign_request(&asked.request, &user, NODES)
             .map_err(|error| (400, coracle_base::one_line(&error)))?;
-        let ca_key = if asked.server { Some(self.authority.key_pem().map_err(|error| (500, coracle_base::one_line(&error)))?) } else { None };
+        let ca_key = if asked.server {
+            Some(self.authority.key_pem().map_err(|error| (500, coracle_base::one_line(&error)))?)
+        } else {
+            None
+        };
         tracing::info!(node = asked.node, address = %asked.address, server = asked.server, token = token.id, "a machine joins");
         Ok(Joined {
             cluster: self.cluster.clone(),
@@ -227,8 +233,9 @@ impl Gate {
 
     fn check(&self, view: &View, token: &Token, server: bool) -> Result<(), Refusal> {
         // One answer to all that is wrong with a token: nothing is learned by trying.
-        let refused =
-            || (403, "the token is not known, has expired or was revoked\nhint: make a new one on a server with `coracle token create`".to_owned());
+        let refused = || {
+            (403, "the token is not known, has expired or was revoked\nhint: make a new one on a server with `coracle token create`".to_owned())
+        };
         let stored = view.find("secrets", NAMESPACE, &token.name()).ok_or_else(refused)?;
         let tree = stored.tree();
         let field = |name: &str| {

@@ -1,9 +1,9 @@
 //! One server process: assembly, proposer, agent sessions and the tasks of the leader.
 #![forbid(unsafe_code)]
 
-pub mod bootstrap;
 pub mod backup;
 mod beats;
+pub mod bootstrap;
 pub mod cidr;
 mod cluster;
 pub mod join;

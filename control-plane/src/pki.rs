@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use rand::Rng as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -146,7 +146,8 @@ impl Authority {
         let bad = |source| PkiError::Sign(user.to_owned(), source);
         let mut request = CertificateSigningRequestParams::from_pem(request_pem).map_err(bad)?;
         request.params = self.leaf_params(user, group);
-        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        request.params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         Ok(request.signed_by(&self.issuer).map_err(bad)?.pem())
     }
 

@@ -164,7 +164,8 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     let papers = OwnPapers::open(&config)?;
     let door = ServerDoor { raft: Arc::default(), sessions: Arc::default() };
     let listener = listen(config.peer_listen).await?;
-    let peer_address = listener.local_addr().map_err(|source| ServerError::Listen { address: config.peer_listen, source })?;
+    let peer_address =
+        listener.local_addr().map_err(|source| ServerError::Listen { address: config.peer_listen, source })?;
     let peers = ServerPeers::new(papers.wallet.clone());
     let plan = LogPlan {
         dir: &config.data_dir.join("log"),
@@ -259,7 +260,15 @@ fn server_subject(config: &ServerConfig) -> Subject {
     }
     addresses.sort();
     addresses.dedup();
-    Subject { file: "server", user: SERVER_NAME.to_owned(), group: SERVERS, names, addresses, server: true, client: true }
+    Subject {
+        file: "server",
+        user: SERVER_NAME.to_owned(),
+        group: SERVERS,
+        names,
+        addresses,
+        server: true,
+        client: true,
+    }
 }
 
 fn client_subject(file: &'static str, user: &str, group: &'static str) -> Subject {

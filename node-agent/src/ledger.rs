@@ -713,11 +713,8 @@ mod tests {
         ledger.begin_session();
         ledger.apply(restored.clone()).await.unwrap().unwrap();
         assert_eq!(ledger.state().orphans.len(), 1);
-        let next = |items| Feed {
-            generation: Some(WireGeneration { epoch: 2, revision: 2 }),
-            items,
-            ..Feed::default()
-        };
+        let next =
+            |items| Feed { generation: Some(WireGeneration { epoch: 2, revision: 2 }), items, ..Feed::default() };
         ledger.apply(next(vec![item("pods", "c", 7)])).await.unwrap().unwrap();
         assert!(ledger.state().orphans.is_empty(), "it was taken over");
         let third = Feed { generation: Some(WireGeneration { epoch: 3, revision: 1 }), full: true, ..Feed::default() };

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use coracle_protocol::tls::{Papers, RENEW_BELOW, TlsError, Wallet, life_left};
 use coracle_protocol::v1::agents_client::AgentsClient;
-use coracle_protocol::v1::{Beat, FromAgent, FromServer, Generation, Hello, Item, Renewal, Settings, from_agent, from_server};
+use coracle_protocol::v1::{
+    Beat, FromAgent, FromServer, Generation, Hello, Item, Renewal, Settings, from_agent, from_server,
+};
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
@@ -178,7 +180,8 @@ impl Session {
         wallet.renew(&papers(&new)).map_err(|error| error.to_string())?;
         // The key first: a certificate whose key is lost is worth nothing, a key without its certificate is asked for again.
         for (name, text) in [("node.key", &new.key_pem), ("node.crt", &new.cert_pem)] {
-            keep(&self.pki, name, text).map_err(|error| format!("cannot write {}: {error}", self.pki.join(name).display()))?;
+            keep(&self.pki, name, text)
+                .map_err(|error| format!("cannot write {}: {error}", self.pki.join(name).display()))?;
         }
         self.identity.send_replace(new);
         tracing::info!("the node's certificate was renewed");

@@ -68,8 +68,7 @@ pub async fn run(client: &Client, verb: &Backup) -> Result<(), Failure> {
     let written = async {
         let bad = |error: std::io::Error| Failure::failed(format!("cannot write {}: {error}", temp.display()));
         let _ = std::fs::remove_file(&temp);
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(bad)?;
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(bad)?;
         let mut answer =
             client.stream(Method::GET, "/coracle.dev/v1/backup", "application/octet-stream", None).await?.into_body();
         while let Some(frame) = answer.frame().await {
@@ -115,16 +114,23 @@ pub fn restore(data_dir: &Path, verb: &Restore) -> Result<(), Failure> {
     if verb.check {
         let head = backup::check(&verb.file, None).map_err(bad)?;
         if verb.output == output::Format::Json {
-            output::line(&output::json(&json!({"created": head.created, "objects": head.objects, "revision": head.revision})));
+            output::line(&output::json(
+                &json!({"created": head.created, "objects": head.objects, "revision": head.revision}),
+            ));
         } else {
-            output::line(&format!("whole: {} objects at revision {}, of {}", head.objects, head.revision, head.created));
+            output::line(&format!(
+                "whole: {} objects at revision {}, of {}",
+                head.objects, head.revision, head.created
+            ));
         }
         return Ok(());
     }
     preflight::root("sudo coracle restore ...")?;
     let (head, rescued) = backup::restore(&verb.file, data_dir, member(data_dir)?).map_err(bad)?;
     if verb.output == output::Format::Json {
-        output::line(&output::json(&json!({"created": head.created, "objects": rescued.objects, "epoch": rescued.epoch})));
+        output::line(&output::json(
+            &json!({"created": head.created, "objects": rescued.objects, "epoch": rescued.epoch}),
+        ));
         return Ok(());
     }
     output::line(&format!("{} objects of {} restored into {}", rescued.objects, head.created, data_dir.display()));
@@ -143,8 +149,7 @@ pub fn recover(data_dir: &Path, verb: &Recover) -> Result<(), Failure> {
         ));
     }
     preflight::root("sudo coracle recover --yes")?;
-    let (kept, rescued) =
-        backup::recover(data_dir, member(data_dir)?).map_err(|error| Failure::from_error(&error))?;
+    let (kept, rescued) = backup::recover(data_dir, member(data_dir)?).map_err(|error| Failure::from_error(&error))?;
     if verb.output == output::Format::Json {
         output::line(&output::json(&json!({
             "objects": rescued.objects, "epoch": rescued.epoch, "lastEntry": rescued.last.index, "term": rescued.last.term,
@@ -163,7 +168,9 @@ pub fn recover(data_dir: &Path, verb: &Recover) -> Result<(), Failure> {
         "{} entries at the end were not known to be acknowledged and are kept; what the lost servers had acknowledged after entry {} is lost",
         rescued.unsure, rescued.last.index
     ));
-    output::note("`coracle up` (or `coracle join`, as before) starts it; other servers join again as new ones, with their `log` folder moved away");
+    output::note(
+        "`coracle up` (or `coracle join`, as before) starts it; other servers join again as new ones, with their `log` folder moved away",
+    );
     Ok(())
 }
 

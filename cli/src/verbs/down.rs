@@ -60,9 +60,8 @@ pub async fn stop(settings: &Settings, timeout: Duration) -> Result<Vec<String>,
     let nobody = Identity { cert_pem: String::new(), key_pem: String::new(), ca_pem: String::new() };
     let config = super::up::agent_config(settings, Vec::new(), nobody);
     let drain = Drain::new();
-    let left = Agent::remove_leftovers(config, timeout, drain.watch())
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
+    let left =
+        Agent::remove_leftovers(config, timeout, drain.watch()).await.map_err(|error| Failure::from_error(&error))?;
     drain.finish(Duration::from_secs(5)).await;
     Ok(left)
 }

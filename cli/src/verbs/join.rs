@@ -65,12 +65,7 @@ pub async fn run(data_dir: &Path, join: &Join) -> Result<(), Failure> {
 ///
 /// # Errors
 /// What could not be started, in words.
-pub async fn go_on(
-    data_dir: &Path,
-    machine: &MachineArgs,
-    joined: Membership,
-    stop: &mut Stop,
-) -> Result<(), Failure> {
+pub async fn go_on(data_dir: &Path, machine: &MachineArgs, joined: Membership, stop: &mut Stop) -> Result<(), Failure> {
     up::check(data_dir, machine, joined.server)?;
     let cidr = |text: &str| text.parse().map_err(|_| Failure::failed(format!("`{text}` is no block of addresses")));
     let network = NetworkPlan {
@@ -86,9 +81,8 @@ pub async fn go_on(
     let settings = up::settings(data_dir, machine, &network)?;
     let pki = settings.data_dir.join("pki");
     let read = |name: &str| {
-        std::fs::read_to_string(pki.join(name)).map_err(|error| {
-            Failure::failed(format!("cannot read {}: {error}", pki.join(name).display()))
-        })
+        std::fs::read_to_string(pki.join(name))
+            .map_err(|error| Failure::failed(format!("cannot read {}: {error}", pki.join(name).display())))
     };
     let identity = Identity { cert_pem: read("node.crt")?, key_pem: read("node.key")?, ca_pem: read("ca.crt")? };
     up::save(&settings)?;
@@ -158,12 +152,10 @@ async fn ask(data_dir: &Path, join: &Join) -> Result<Membership, Failure> {
     }
     let user = format!("system:node:{node}");
     let (request, key) = pki::request(&user).map_err(|error| Failure::from_error(&error))?;
-    let asked =
-        JoinRequest { token: token.text(), node, address: IpAddr::V4(address), server: join.server, request };
+    let asked = JoinRequest { token: token.text(), node, address: IpAddr::V4(address), server: join.server, request };
     let body = serde_json::to_value(&asked).map_err(|error| Failure::failed(error.to_string()))?;
-    let answer = Client::guest(url, &authority)?
-        .json(Method::POST, "/coracle.dev/v1/join", JSON, Some((JSON, &body)))
-        .await?;
+    let answer =
+        Client::guest(url, &authority)?.json(Method::POST, "/coracle.dev/v1/join", JSON, Some((JSON, &body))).await?;
     let joined: Joined = serde_json::from_value(answer)
         .map_err(|error| Failure::failed(format!("the answer of {url} cannot be read: {error}")))?;
     let bad = |error: pki::PkiError| Failure::from_error(&error);

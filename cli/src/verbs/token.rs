@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::Access;
-use crate::client::{JSON, Client};
+use crate::client::{Client, JSON};
 use crate::failure::Failure;
 use crate::output;
 
@@ -24,7 +24,9 @@ pub struct Token {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Make one and print it: it is shown only now
-    #[command(after_help = "Example:\n  coracle token create --server --valid 1h\n\nExit codes: 0 made, 1 failed, 2 wrong usage")]
+    #[command(
+        after_help = "Example:\n  coracle token create --server --valid 1h\n\nExit codes: 0 made, 1 failed, 2 wrong usage"
+    )]
     Create {
         /// For a machine that becomes a server
         #[arg(long)]

@@ -36,7 +36,9 @@ pub enum ProposeError {
     #[error("there is no leader")]
     NoLeader,
     /// The leader was lost while the change was under way.
-    #[error("the leader was lost while the change was under way: it may have happened or not\nhint: look, then try again")]
+    #[error(
+        "the leader was lost while the change was under way: it may have happened or not\nhint: look, then try again"
+    )]
     Uncertain,
     /// The server's log failed or the server stops.
     #[error("the server is stopping: {0}")]

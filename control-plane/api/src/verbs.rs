@@ -214,7 +214,9 @@ async fn answer_to(
 /// Everything there is, Secrets and the authority's key with it: for administrators only.
 async fn backup(door: &Door, who: &Who) -> Answer {
     if !may::all(who) {
-        return Err(Failure::forbidden("a backup holds every Secret and the key of the authority: only administrators get one"));
+        return Err(Failure::forbidden(
+            "a backup holds every Secret and the key of the authority: only administrators get one",
+        ));
     }
     let internal = |words: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", words);
     let mut chunks = door.cluster.backup().await.map_err(internal)?;

@@ -12,8 +12,8 @@ use coracle_manifests::view::{controller_uid, int, is_deleting, is_finished, lis
 use coracle_store::{Key, Object, Op, Transaction, View};
 use serde_json::{Value, json};
 
-use crate::objects::{Note, REPLICASETS, adopt, controller_reference, create, disown, event, remove, status};
 use crate::nodehealth::is_fenced;
+use crate::objects::{Note, REPLICASETS, adopt, controller_reference, create, disown, event, remove, status};
 use crate::pods::{count, is_active, is_ready, ready_since, silent_nodes};
 use crate::{Ids, objects};
 

@@ -77,7 +77,9 @@ impl Raft {
                 break;
             }
             left = again;
-            self.await_leader(until).await;
+            if !self.await_leader(until).await {
+                break;
+            }
         }
         answers.into_iter().map(|answer| answer.unwrap_or(Err(ProposeError::Stopped))).collect()
     }
@@ -160,19 +162,23 @@ impl Raft {
             self.inner().readers.send(reader).await.map_err(|_| ProposeError::Stopped)?;
             match answer.await.unwrap_or(Err(ProposeError::Stopped)) {
                 Ok(()) => return Ok(self.view()),
-                Err(ProposeError::NotLeader { .. }) if Instant::now() < until => self.await_leader(until).await,
+                Err(ProposeError::NotLeader { .. }) if Instant::now() < until => {
+                    if !self.await_leader(until).await {
+                        return Err(ProposeError::Stopped);
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
     async fn read_round(&self) -> Result<(), ProposeError> {
+        let nobody = ProposeError::NotLeader { leader: None };
         if self.is_leader() {
             let index = self.read_index_here().await?;
-            self.await_applied(index).await;
-            return Ok(());
+            // A state that is not there yet is not read.
+            return if self.await_applied(index).await { Ok(()) } else { Err(nobody) };
         }
-        let nobody = ProposeError::NotLeader { leader: None };
         let Some((leader, member)) = self.leader_member() else { return Err(nobody) };
         let mut changes = self.leader_changes();
         let asked = self.inner().caller.ask(leader, &member, &Request::ReadIndex, READ_WITHIN);
@@ -196,9 +202,13 @@ impl Raft {
         }
     }
 
-    /// Whether a majority confirms, in a round begun after this call, that this server leads.
+    /// Whether a majority confirms, in a round begun after this call, that this server leads, and this server has applied all that was
+    /// acknowledged before.
     pub async fn confirm_leading(&self) -> bool {
-        self.is_leader() && self.read_index_here().await.is_ok()
+        match self.read_index_here().await {
+            Ok(index) if self.is_leader() => self.await_applied(index).await,
+            _ => false,
+        }
     }
 
     /// Waits until this server has applied an entry; false when it takes too long.
@@ -214,13 +224,13 @@ impl Raft {
         Some((leader, member))
     }
 
-    async fn await_leader(&self, until: Instant) {
+    /// Waits until somebody leads, or for a moment when somebody does already; false when this server has stopped and will never know.
+    async fn await_leader(&self, until: Instant) -> bool {
         let mut changes = self.leader_changes();
         if changes.borrow_and_update().is_some() {
             tokio::time::sleep(AGAIN).await;
-            return;
+            return changes.has_changed().is_ok();
         }
-        // An ended channel is seen by the next try.
-        let _ = tokio::time::timeout_at(until, changes.wait_for(Option::is_some)).await;
+        !matches!(tokio::time::timeout_at(until, changes.wait_for(Option::is_some)).await, Ok(Err(_)))
     }
 }

@@ -89,7 +89,9 @@ pub fn recover(
     }
     let identity = load_or_make(old, None)?;
     let disk = |name: &str| {
-        RealDisk::open(&old.join(name)).map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(system("open the log's directory"))
+        RealDisk::open(&old.join(name))
+            .map(|disk| Arc::new(disk) as Arc<dyn Disk>)
+            .map_err(system("open the log's directory"))
     };
     let loaded = Snapshots::new(disk("snapshots")?, identity.cluster).load(limits)?;
     let config =
@@ -114,7 +116,8 @@ pub fn recover(
         }
         let entry = read.remove(&number).ok_or(crate::wal::WalError::NoEntry(number))?;
         if let Payload::Commands(bytes) = &entry.payload {
-            let transactions = codec::decode(bytes).map_err(|error| system("read the log")(std::io::Error::other(error)))?;
+            let transactions =
+                codec::decode(bytes).map_err(|error| system("read the log")(std::io::Error::other(error)))?;
             store.apply(&transactions);
         }
         last = entry.at;
@@ -143,10 +146,8 @@ fn begin(
     store.apply(&[Op::RaiseEpoch.into()]);
     store.apply(&also);
     let identity = Identity { node: rand::random(), cluster };
-    let members = Members {
-        voters: vec![BTreeSet::from([identity.node])],
-        servers: BTreeMap::from([(identity.node, member)]),
-    };
+    let members =
+        Members { voters: vec![BTreeSet::from([identity.node])], servers: BTreeMap::from([(identity.node, member)]) };
     let reach = Reach { last, members_at: Some(last), members };
     let folder = directory.join("snapshots");
     let disk = Arc::new(RealDisk::open(&folder).map_err(system("make the snapshots' directory"))?);

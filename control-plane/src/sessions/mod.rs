@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use coracle_protocol::v1::agents_server::{Agents, AgentsServer};
 use coracle_protocol::v1::{
-    BeatsReport, FromAgent, FromServer, Lease, NodeBeat, Renewal, Renewed, Settings, TunnelDown, TunnelUp, Welcome, from_agent,
-    from_server,
+    BeatsReport, FromAgent, FromServer, Lease, NodeBeat, Renewal, Renewed, Settings, TunnelDown, TunnelUp, Welcome,
+    from_agent, from_server,
 };
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
 use tokio::sync::mpsc;
@@ -416,13 +416,8 @@ impl Agents for Sessions {
         down.send(Ok(FromServer { message: Some(from_server::Message::Welcome(welcome)) }))
             .await
             .map_err(|_| Status::cancelled("the agent went away"))?;
-        let entry = AgentEntry {
-            session,
-            last_beat: Instant::now(),
-            sent_boottime_ms: 0,
-            connected: true,
-            down: down.clone(),
-        };
+        let entry =
+            AgentEntry { session, last_beat: Instant::now(), sent_boottime_ms: 0, connected: true, down: down.clone() };
         self.agents().insert(node.clone(), entry);
         tracing::info!(node, agent = hello.version, "an agent has connected");
         let (parts, feed) = mpsc::channel(feed::PARTS);

@@ -55,7 +55,8 @@ impl Found {
         match asked.as_str() {
             None | Some("false") => {}
             Some("true") if spec["strategy"].is_object() && spec["strategy"]["type"] != "Recreate" => {
-                let message = "a fenced pod must end before its successor starts, which a rolling update does not wait for";
+                let message =
+                    "a fenced pod must end before its successor starts, which a rolling update does not wait for";
                 self.add("spec.strategy.type", Reason::Invalid, message, Some("use `type: Recreate`"));
             }
             Some("true") => {}

@@ -50,7 +50,8 @@ impl Pki {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, format!("system:node:{NODE}"));
         params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-        params.not_after = std::time::SystemTime::now().checked_add(Duration::from_secs(days.unsigned_abs() * 86_400)).unwrap().into();
+        params.not_after =
+            std::time::SystemTime::now().checked_add(Duration::from_secs(days.unsigned_abs() * 86_400)).unwrap().into();
         (params.signed_by(&key, &*self.issuer).unwrap().pem(), key.serialize_pem())
     }
 

@@ -108,7 +108,12 @@ impl World {
         let (drain, metrics) = (CancellationToken::new(), ApiMetrics::default());
         let config = ApiConfig {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            tls: Tls { cert_pem: server.cert_pem, key_pem: server.key_pem, client_ca_pem: authority.cert_pem.clone(), live: None },
+            tls: Tls {
+                cert_pem: server.cert_pem,
+                key_pem: server.key_pem,
+                client_ca_pem: authority.cert_pem.clone(),
+                live: None,
+            },
             services: ServiceAddresses { base: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
             metrics: metrics.clone(),
         };
