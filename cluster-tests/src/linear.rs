@@ -156,6 +156,9 @@ impl std::error::Error for Violation {}
 /// Steps of the search before it gives up: some seconds.
 const STEPS: u64 = 20_000_000;
 
+/// Words of memory the search may take before it gives up: 256 MB.
+const WORDS: usize = 32 << 20;
+
 /// Checks the history of one key; it is absent at first.
 ///
 /// # Errors
@@ -261,6 +264,9 @@ impl<'a> Search<'a> {
         for _ in 0..STEPS {
             if left == 0 {
                 return Ok(());
+            }
+            if self.known.len() * self.done.len() > WORDS {
+                break;
             }
             let node = self.nodes[at];
             if at != HEAD && !node.returns {
