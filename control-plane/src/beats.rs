@@ -53,7 +53,7 @@ pub(crate) async fn run(raft: Raft, peers: ServerPeers, sessions: Sessions, drai
                 }
             }
             Some(leader) => {
-                let address = members.servers.get(&leader).map(|member| member.address.clone()).unwrap_or_default();
+                let address = raft.address_of(leader).unwrap_or_default();
                 match peers.beats(&address, sessions.report(own)).await {
                     Ok(answer) => {
                         heard_leader = Instant::now();

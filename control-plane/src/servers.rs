@@ -53,6 +53,9 @@ impl Servers for ServerDoor {
         check(&request)?;
         let sessions = self.sessions.get().ok_or_else(early)?;
         let raft = self.raft.get().ok_or_else(early)?;
+        if !raft.is_leader() {
+            return Err(Status::failed_precondition("this server does not lead"));
+        }
         let report = request.into_inner();
         let nodes: Vec<(String, u64)> =
             report.beats.iter().map(|beat| (beat.node.clone(), beat.sent_boottime_ms)).collect();

@@ -289,6 +289,14 @@ impl Raft {
         members_of(seen.membership_config.membership())
     }
 
+    /// Where a server was last heard from, which may be newer than what the log says of it.
+    #[must_use]
+    pub fn address_of(&self, server: u64) -> Option<String> {
+        let member = self.members().servers.get(&server).cloned();
+        let address = self.inner.caller.known(server).or(member)?.address;
+        Some(address).filter(|address| !address.is_empty())
+    }
+
     /// Whether no other server belongs to the cluster.
     #[must_use]
     pub fn is_alone(&self) -> bool {

@@ -47,10 +47,11 @@ impl Raft {
         if header.cluster != identity.cluster {
             return Answer::WrongCluster;
         }
+        // Also of one that looks for another server here: where it is itself, it knows.
+        self.inner().caller.learn(header.from, &header.sender);
         if header.to != 0 && header.to != identity.node {
             return Answer::Wrong { server: identity.node };
         }
-        self.inner().caller.learn(header.from, &header.sender);
         if let Some(reason) = self.inner().writer.stats().failure() {
             return Answer::Failed(format!("its log has failed: {reason}"));
         }
