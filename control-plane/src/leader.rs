@@ -90,6 +90,8 @@ pub(crate) async fn run(duties: Duties, drain: DrainWatch) {
 /// One leadership. A new leader first sees everything that was acknowledged before.
 async fn lead(duties: &Duties, drain: &DrainWatch) {
     duties.sessions.forget();
+    // Everything below is decided in this term, and happens in it or not at all.
+    let Some(term) = duties.log.raft().led_term() else { return tokio::time::sleep(AFTER_REFUSAL).await };
     while duties.log.raft().read_barrier().await.is_err() {
         tokio::select! {
             // Cancel safe both.
@@ -97,7 +99,7 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
             () = drain.signaled() => return,
         }
     }
-    let memory = duties.log.here();
+    let memory = duties.log.led(term);
     if memory.view().find("configmaps", backup::NAMESPACE, backup::MARKER).is_some() {
         hear_the_nodes(&*memory, &duties.sessions, drain).await;
     }
@@ -109,7 +111,8 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut timed = true;
     let mut pause = AFTER_REFUSAL;
-    loop {
+    // A leadership lost and won again is another one: what was seen and heard in the one before does not count.
+    while duties.log.raft().led_term() == Some(term) {
         changes.borrow_and_update();
         if timed {
             keep_own_objects(&*memory, duties).await;

@@ -53,9 +53,10 @@ impl LogHandle {
         &self.raft
     }
 
-    /// The memory as the leader's own tasks see it: what they propose is for this server's log alone.
-    pub(crate) fn here(&self) -> Arc<dyn Memory> {
-        Arc::new(Logged { raft: self.raft.clone(), here: true })
+    /// The memory as the leader's own tasks see it: what they propose is for this server's log alone, and for this term of its
+    /// leadership.
+    pub(crate) fn led(&self, term: u64) -> Arc<dyn Memory> {
+        Arc::new(Logged { raft: self.raft.clone(), term: Some(term) })
     }
 
     /// The cluster's servers.
@@ -164,13 +165,13 @@ pub(crate) async fn open(
     let config =
         RaftConfig { segment_bytes, reserve_bytes: segment_bytes, member, identity, join, ..RaftConfig::new(dir) };
     let raft = Raft::open_among(config, peers).await?;
-    Ok((Arc::new(Logged { raft: raft.clone(), here: false }), LogHandle { raft }))
+    Ok((Arc::new(Logged { raft: raft.clone(), term: None }), LogHandle { raft }))
 }
 
 struct Logged {
     raft: Raft,
-    /// Proposals are for this server's log alone: those of a leader that leads no more come to nothing.
-    here: bool,
+    /// Proposals are for this server's log alone while it leads in this term: those of a leadership that is over come to nothing.
+    term: Option<u64>,
 }
 
 fn in_api_words(error: coracle_raft::ProposeError) -> ProposeError {
@@ -202,10 +203,9 @@ impl Memory for Logged {
 
     fn propose_many(&self, transactions: Vec<Transaction>) -> BoxFuture<'_, Vec<Proposed>> {
         Box::pin(async move {
-            let answers = if self.here {
-                self.raft.propose_here(transactions).await
-            } else {
-                self.raft.propose_many(transactions).await
+            let answers = match self.term {
+                Some(term) => self.raft.propose_led(term, transactions).await,
+                None => self.raft.propose_many(transactions).await,
             };
             answers.into_iter().map(|done| done.map_err(in_api_words)).collect()
         })

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_store::{Op, Outcome, Rejection, Transaction, codec};
-use openraft::errors::{ClientWriteError, RaftError};
+use coracle_store::{Applied, Op, Outcome, Rejection, Transaction, codec};
+use openraft::errors::{ClientWriteError, Fatal, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::vote::leader_id_adv::LeaderId;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::adapter::{Batch, Engine, Types};
@@ -67,11 +69,13 @@ pub type Proposed = Result<Vec<Outcome>, ProposeError>;
 pub(crate) struct Proposal {
     pub transaction: Transaction,
     pub bytes: Vec<u8>,
+    /// Only in this term of this server's leadership.
+    pub term: Option<u64>,
     pub answer: oneshot::Sender<Proposed>,
 }
 
 /// Takes proposals until every sender is gone; what is queued then is still proposed.
-pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut queue: mpsc::Receiver<Proposal>) {
+pub(crate) async fn run(engine: Engine, own: u64, stats: Arc<WriterStats>, mut queue: mpsc::Receiver<Proposal>) {
     // A proposal that did not fit begins the next entry.
     let mut carried: Option<Proposal> = None;
     loop {
@@ -82,22 +86,25 @@ pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut queue: mpsc
                 None => return,
             },
         };
-        let mut bytes = first.bytes.len();
+        let (mut bytes, mut term) = (first.bytes.len(), first.term);
         let mut taken = vec![first];
         while bytes < ENTRY_BYTES && taken.len() < ENTRY_TRANSACTIONS {
             let Ok(next) = queue.try_recv() else { break };
-            if bytes + next.bytes.len() > ENTRY_BYTES {
+            let other_term = next.term.is_some_and(|next| term.is_some_and(|term| term != next));
+            if other_term || bytes + next.bytes.len() > ENTRY_BYTES {
                 carried = Some(next);
                 break;
             }
             bytes += next.bytes.len();
+            // Those of any term go with the others: when the term is over they are told to find the leader, as they would be then.
+            term = term.or(next.term);
             taken.push(next);
         }
-        propose(&engine, &stats, taken).await;
+        propose(&engine, &stats, own, term, taken).await;
     }
 }
 
-async fn propose(engine: &Engine, stats: &WriterStats, taken: Vec<Proposal>) {
+async fn propose(engine: &Engine, stats: &WriterStats, own: u64, term: Option<u64>, taken: Vec<Proposal>) {
     let mut transactions = Vec::with_capacity(taken.len());
     let mut parts = Vec::with_capacity(taken.len());
     let mut answers = Vec::with_capacity(taken.len());
@@ -108,9 +115,9 @@ async fn propose(engine: &Engine, stats: &WriterStats, taken: Vec<Proposal>) {
     }
     let results: Result<Vec<_>, ProposeError> = match codec::join(&parts) {
         Ok(bytes) => {
-            let write = engine.client_write(Batch::of(transactions, bytes));
+            let write = write(engine, own, term, Batch::of(transactions, bytes));
             match tokio::time::timeout(WRITE_WITHIN, write).await {
-                Ok(Ok(response)) => Ok(response.data),
+                Ok(Ok(applied)) => Ok(applied),
                 Ok(Err(error)) => Err(word(&error, stats)),
                 Err(_) => Err(ProposeError::Uncertain),
             }
@@ -129,6 +136,22 @@ async fn propose(engine: &Engine, stats: &WriterStats, taken: Vec<Proposal>) {
     }
 }
 
+async fn write(
+    engine: &Engine,
+    own: u64,
+    term: Option<u64>,
+    batch: Batch,
+) -> Result<Vec<Applied>, RaftError<Types, ClientWriteError<Types>>> {
+    let (responder, done) = ProgressResponder::complete_only();
+    let mut write = engine.write(batch).responder(responder);
+    if let Some(term) = term {
+        write = write.with_leader(LeaderId { term, node_id: own });
+    }
+    write.await.map_err(RaftError::Fatal)?;
+    let done = done.await.map_err(|_| RaftError::Fatal(Fatal::Stopped))?;
+    done.map(|response| response.data).map_err(RaftError::APIError)
+}
+
 fn word(error: &RaftError<Types, ClientWriteError<Types>>, stats: &WriterStats) -> ProposeError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => ProposeError::NotLeader { leader: to.leader_id },
@@ -136,7 +159,7 @@ fn word(error: &RaftError<Types, ClientWriteError<Types>>, stats: &WriterStats) 
         RaftError::APIError(_) => ProposeError::NotLeader { leader: None },
         RaftError::Fatal(fatal) => match stats.failure() {
             Some(reason) => ProposeError::Poisoned(reason.to_owned()),
-            None if matches!(fatal, openraft::errors::Fatal::Stopped) => ProposeError::Stopped,
+            None if matches!(fatal, Fatal::Stopped) => ProposeError::Stopped,
             None => ProposeError::Poisoned(coracle_base::one_line(fatal)),
         },
     }

@@ -241,7 +241,7 @@ impl Raft {
         let (leader_out, leader) = watch::channel(engine.current_leader().await);
         let (proposals, queue) = mpsc::channel(QUEUE);
         let (reader, reading) = readers();
-        let batching = tokio::spawn(batch::run(engine.clone(), writer.stats().clone(), queue));
+        let batching = tokio::spawn(batch::run(engine.clone(), identity.node, writer.stats().clone(), queue));
         let watching = tokio::spawn(watch_leader(engine.clone(), identity.node, leader_out));
         let snapping = tokio::spawn(take_snapshots(
             engine.clone(),
@@ -428,7 +428,17 @@ impl Raft {
 
     /// Proposes several on this server alone, which must lead.
     pub async fn propose_here(&self, transactions: Vec<Transaction>) -> Vec<Proposed> {
-        let waiting: Vec<_> = transactions.into_iter().map(|transaction| self.queue(transaction)).collect();
+        self.propose_in(None, transactions).await
+    }
+
+    /// The same, for what was decided under a leadership of this server: with its term over it comes to nothing, also when this
+    /// server leads again.
+    pub async fn propose_led(&self, term: u64, transactions: Vec<Transaction>) -> Vec<Proposed> {
+        self.propose_in(Some(term), transactions).await
+    }
+
+    async fn propose_in(&self, term: Option<u64>, transactions: Vec<Transaction>) -> Vec<Proposed> {
+        let waiting: Vec<_> = transactions.into_iter().map(|transaction| self.queue(term, transaction)).collect();
         let mut answers = Vec::with_capacity(waiting.len());
         for waiting in waiting {
             answers.push(match waiting {
@@ -439,7 +449,7 @@ impl Raft {
         answers
     }
 
-    fn queue(&self, transaction: Transaction) -> Result<oneshot::Receiver<Proposed>, ProposeError> {
+    fn queue(&self, term: Option<u64>, transaction: Transaction) -> Result<oneshot::Receiver<Proposed>, ProposeError> {
         let stats = self.inner.writer.stats();
         if let Some(reason) = stats.failure() {
             return Err(ProposeError::Poisoned(reason.to_owned()));
@@ -453,11 +463,20 @@ impl Raft {
         let (answer, waiting) = oneshot::channel();
         let proposals = self.inner.proposals.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = proposals.as_ref().ok_or(ProposeError::Stopped)?;
-        queue.try_send(Proposal { transaction, bytes, answer }).map_err(|error| match error {
+        queue.try_send(Proposal { transaction, bytes, term, answer }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
             mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
         })?;
         Ok(waiting)
+    }
+
+    /// The term of this server's leadership, while it leads.
+    #[must_use]
+    pub fn led_term(&self) -> Option<u64> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let seen = self.inner.engine.server_metrics();
+        let seen = seen.borrow_watched();
+        (seen.state == ServerState::Leader && seen.vote.committed).then_some(seen.vote.leader_id.term)
     }
 
     /// The state as this server knows it.

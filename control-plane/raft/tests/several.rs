@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_raft::{Carried, Identity, Member, OpenError, PeerError, Peers, Raft, RaftConfig};
+use coracle_raft::{Carried, Identity, Member, OpenError, PeerError, Peers, ProposeError, Raft, RaftConfig};
 use coracle_store::{Key, Op, Transaction};
 use serde_json::json;
 use tokio::time::Instant;
@@ -221,6 +221,34 @@ async fn a_planned_change_of_the_leader_is_quick() {
     println!("handed over after {:?}", began.elapsed());
     assert_ne!(agreed_leader(&[&servers[0], &servers[1], &servers[2]]).await, 1);
     servers[0].propose(create("a")).await.unwrap();
+    shut(servers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_decided_under_a_leadership_that_is_over_never_happens() {
+    let site = Site::new();
+    let servers = site.three().await;
+    let all = [&servers[0], &servers[1], &servers[2]];
+    let before = servers[0].led_term().expect("the first server leads");
+    assert!(servers[1].led_term().is_none());
+    servers[0].propose_led(before, vec![create("in time")]).await.pop().unwrap().unwrap();
+    // Away and back: the same server leads, in another term.
+    loop {
+        let leader = agreed_leader(&all).await;
+        if leader == 1 && servers[0].led_term().is_some_and(|term| term != before) {
+            break;
+        }
+        // One that is not ready yet is asked again.
+        drop(servers[usize::try_from(leader - 1).unwrap()].hand_over().await);
+    }
+    let late = vec![create("late"), create("later")];
+    for refused in servers[0].propose_led(before, late).await {
+        assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+    }
+    let now = servers[0].led_term().expect("it leads again");
+    servers[0].propose_led(now, vec![create("new")]).await.pop().unwrap().unwrap();
+    assert!(has(&servers[0], "in time") && has(&servers[0], "new"));
+    assert!(!has(&servers[0], "late") && !has(&servers[0], "later"));
     shut(servers).await;
 }
 
