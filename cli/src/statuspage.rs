@@ -1,5 +1,6 @@
 //! The node's status address: the page, the same as JSON, and the metrics. Fed from the memory of this server.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use coracle_control_plane::ServerStatus;
 use coracle_control_plane::server::ServerHandle;
 use coracle_daemon::DrainWatch;
-use coracle_dashboard::{Cluster, Finding, Server, Snapshot, Source, Trees};
-use coracle_node_agent::AgentHandle;
+use coracle_dashboard::{Cluster, Finding, Link, Server, Snapshot, Source, Trees};
+use coracle_node_agent::{AgentHandle, NodeLink};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -99,7 +100,7 @@ impl Source for Ledger {
             servers: servers.collect(),
             ..Snapshot::default()
         };
-        snapshot.with(trees)
+        snapshot.with(trees).with_links(links(&self.agent))
     }
 
     fn changes(&self) -> watch::Receiver<coracle_base::Generation> {
@@ -172,7 +173,7 @@ impl Source for Memory {
             servers: servers(&self.server),
             ..Snapshot::default()
         };
-        snapshot.with(trees)
+        snapshot.with(trees).with_links(links(&self.agent))
     }
 
     fn changes(&self) -> watch::Receiver<coracle_base::Generation> {
@@ -198,6 +199,23 @@ impl Source for Memory {
             found
         })
     }
+}
+
+/// The ways from this node to the others, by their names.
+fn links(agent: &AgentHandle) -> HashMap<String, Link> {
+    let shown = |link: &NodeLink| {
+        let way = match (&link.refused, link.direct) {
+            (Some(_), _) => "none",
+            (None, true) => "direct",
+            (None, false) => "tunnel",
+        };
+        Link {
+            way: way.to_owned(),
+            answered_ms: link.answered.map(|took| took.as_secs_f64() * 1000.0),
+            problem: link.refused.clone().unwrap_or_default(),
+        }
+    };
+    agent.node_links().iter().map(|link| (link.node.clone(), shown(link))).collect()
 }
 
 fn shown(found: Vec<coracle_node_agent::preflight::Finding>) -> Vec<Finding> {

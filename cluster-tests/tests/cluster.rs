@@ -62,11 +62,15 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
         }
     }
 
-    // A machine that is no server shows what it knows.
-    let shown = site.at(4).coracle(&["status", "-o", "json"]);
-    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-    let count = |section: &str| shown[section].as_array().map_or(0, Vec::len);
-    assert_eq!((count("nodes"), count("servers")), (4, 3), "{shown}");
+    // A machine that is no server shows what it knows, and how it reaches the others.
+    site.wait("m4 to show the others and the ways to them", |site| {
+        let said = site.at(4).try_coracle(&["status", "-o", "json"]);
+        let shown: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
+        let list = |section: &str| shown[section].as_array().cloned().unwrap_or_default();
+        let direct = |node: &serde_json::Value| node["link"]["way"] == "direct" && node["link"]["answered_ms"].is_f64();
+        let reached = list("nodes").iter().filter(|node| direct(node)).count();
+        (said.code, list("nodes").len(), list("servers").len(), reached) == (0, 4, 3, 3)
+    });
 
     assert_eq!(site.at(4).coracle(&["doctor"]).trim(), "nothing stands in the way");
 

@@ -1,6 +1,5 @@
 //! This server as the API sees it: its memory, and logs through the agents' sessions.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 use coracle_api::{BoxFuture, Cluster, LogChunks, LogQuery, Memory, ProposeError, Proposed, ServerEntry};
 use coracle_base::{Generation, Revision};
 use coracle_protocol::v1::{LogRelay, LogRequest};
-use coracle_raft::{Health, Member, Members};
+use coracle_raft::{Member, Members};
 use coracle_store::{Event, Transaction, View};
 use tokio::sync::{mpsc, watch};
 
@@ -23,8 +22,6 @@ const KNOCK: Duration = Duration::from_secs(11);
 const REMOVE_WITHIN: Duration = Duration::from_secs(10);
 /// Between two such questions.
 const REMOVE_AGAIN: Duration = Duration::from_millis(200);
-/// A server that has acknowledged something this long ago counts on.
-const LIVE: Duration = Duration::from_secs(2);
 /// Chunks of a log in flight between two servers.
 const CHUNKS: usize = 16;
 
@@ -93,16 +90,15 @@ impl LocalCluster {
         let until = Instant::now() + REMOVE_WITHIN;
         loop {
             let members = raft.members();
-            let refused = match members.voters.as_slice() {
-                [voters] if voters.len() == 1 && voters.contains(&id) => return Err((409, only_voter(&members))),
-                _ => too_few(&members, id, &raft.health()).map(|words| (409, words)),
-            };
-            let refused = match refused {
-                Some(refused) => refused,
-                None => match raft.remove(id).await {
-                    Ok(()) => return Ok(()),
-                    Err(reason) => (503, format!("the server could not be taken out: {reason}")),
-                },
+            if let [voters] = members.voters.as_slice()
+                && voters.len() == 1
+                && voters.contains(&id)
+            {
+                return Err((409, only_voter(&members)));
+            }
+            let refused = match raft.remove(id).await {
+                Ok(()) => return Ok(()),
+                Err(reason) => (503, format!("the server could not be taken out: {reason}")),
             };
             // The answer may have been lost, not the change.
             if !raft.members().servers.contains_key(&id) {
@@ -121,24 +117,6 @@ fn only_voter(members: &Members) -> String {
         return "it is the cluster's only server: without it there is no cluster\nhint: `coracle down` stops it; who gives the cluster up removes the data folder too".to_owned();
     }
     "it is the only server that votes, and cannot leave: of two servers one votes, and holds what the cluster knows\nhint: join a third server first, then all vote and each may leave".to_owned()
-}
-
-/// Why the cluster would stand still without a server: too few of those that vote then answer. Only the leader knows who does; on
-/// others `health` is empty, and nothing is said.
-fn too_few(members: &Members, leaving: u64, health: &BTreeMap<u64, Health>) -> Option<String> {
-    let voters = members.all_voters();
-    if health.is_empty() || !voters.contains(&leaving) {
-        return None;
-    }
-    let live = |voter: &&u64| health.get(voter).and_then(|health| health.silent).is_some_and(|silent| silent < LIVE);
-    let left: Vec<&u64> = voters.iter().filter(|voter| **voter != leaving).collect();
-    let (living, needed) = (left.iter().copied().filter(live).count(), left.len() / 2 + 1);
-    (living < needed).then(|| {
-        format!(
-            "without it {living} of the {} servers that vote would answer, and {needed} are needed\nhint: take the dead ones out first: `coracle leave --server NAME`",
-            left.len()
-        )
-    })
 }
 
 /// Where a server's API is.
@@ -238,31 +216,6 @@ impl Cluster for LocalCluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn members(voters: &[u64], all: &[u64]) -> Members {
-        Members {
-            voters: vec![voters.iter().copied().collect()],
-            servers: all.iter().map(|server| (*server, Member::default())).collect(),
-        }
-    }
-
-    fn health(silent: &[(u64, Option<u64>)]) -> BTreeMap<u64, Health> {
-        let of = |silent: &Option<u64>| Health { silent: silent.map(Duration::from_secs), matched: 1 };
-        silent.iter().map(|(server, silent)| (*server, of(silent))).collect()
-    }
-
-    #[test]
-    fn a_server_goes_only_when_enough_others_answer() {
-        let three = members(&[1, 2, 3], &[1, 2, 3, 4]);
-        let all_live = health(&[(1, Some(0)), (2, Some(0)), (3, Some(1)), (4, Some(0))]);
-        let one_dead = health(&[(1, Some(0)), (2, Some(0)), (3, None), (4, Some(0))]);
-        assert_eq!(too_few(&three, 2, &all_live), None);
-        // The dead one may go, a living one not before it, a learner always, and a follower does not know.
-        assert_eq!(too_few(&three, 3, &one_dead), None);
-        assert!(too_few(&three, 2, &one_dead).unwrap().starts_with("without it 1 of the 2 servers that vote"));
-        assert_eq!(too_few(&three, 4, &one_dead), None);
-        assert_eq!(too_few(&three, 2, &BTreeMap::new()), None);
-    }
 
     #[test]
     fn an_api_is_where_its_server_is() {

@@ -6,7 +6,9 @@ use coracle_manifests::quantity::Quantity;
 use coracle_manifests::view::{condition, int, is_deleting, is_finished, is_true, list, text};
 use serde_json::Value;
 
-use crate::snapshot::{Condition, Deployment, Endpoint, Event, Node, Pod, Service, Snapshot, format_bytes, format_cpu};
+use crate::snapshot::{
+    Condition, Deployment, Endpoint, Event, Link, Node, Pod, Service, Snapshot, format_bytes, format_cpu,
+};
 
 /// So many events are shown; the youngest.
 const EVENTS: usize = 100;
@@ -66,6 +68,17 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Adds how the node of this page reaches others, by their names.
+    #[must_use]
+    pub fn with_links(mut self, mut links: HashMap<String, Link>) -> Self {
+        for node in &mut self.nodes {
+            node.link = links.remove(&node.name);
+        }
+        self
+    }
+}
+
 fn owned(value: &Value) -> String {
     text(value).to_owned()
 }
@@ -117,6 +130,7 @@ fn node(tree: &Value, (cpu, memory, pods): (u64, u64, u64)) -> Node {
         memory: format!("{}/{}", format_bytes(memory), format_bytes(memory_room)),
         memory_requested_bytes: memory,
         memory_allocatable_bytes: memory_room,
+        link: None,
         conditions: list(&tree["status"]["conditions"])
             .iter()
             .map(|condition| Condition {

@@ -77,6 +77,15 @@ pub(crate) fn attention(snapshot: &Snapshot, chosen: &Chosen) -> String {
         let words = ready.map_or("has not reported yet", |ready| ready.message.as_str());
         troubles.push((format!("node {}", node.name), format!("is not ready: {words}")));
     }
+    // A node that is not ready is told of already.
+    for node in snapshot.nodes.iter().filter(|node| node.ready) {
+        let Some(link) = node.link.as_ref().filter(|link| link.answered_ms.is_none()) else { continue };
+        let words = match link.problem.as_str() {
+            "" => "its pods do not answer this node; `coracle doctor` looks for the cause".to_owned(),
+            problem => format!("its pods cannot be reached from this node: {problem}"),
+        };
+        troubles.push((format!("link to {}", node.name), words));
+    }
     for node in &snapshot.nodes {
         let bad = |kind: &str| kind.ends_with("Pressure") || kind.ends_with("Unavailable");
         for condition in node.conditions.iter().filter(|held| bad(&held.kind) && held.status == "True") {
@@ -162,6 +171,8 @@ fn node(snapshot: &Snapshot, node: &Node) -> String {
         .filter(|fact| !fact.is_empty())
         .map(|fact| format!("<span>{}</span>", esc(fact)))
         .collect();
+    let link = node.link.as_ref().map(|link| format!("<span>link {}</span>", esc(&link.words())));
+    let facts: Vec<String> = facts.into_iter().chain(link).collect();
     let cpu = format!("{} of {}", format_cpu(node.cpu_requested_milli), format_cpu(node.cpu_allocatable_milli));
     let memory =
         format!("{} of {}", format_bytes(node.memory_requested_bytes), format_bytes(node.memory_allocatable_bytes));

@@ -114,8 +114,33 @@ pub struct Node {
     pub conditions: Vec<Condition>,
     /// `key=value:Effect`
     pub taints: Vec<String>,
+    /// How the node of this page reaches its pods; `None` for that node itself, and before the first look.
+    pub link: Option<Link>,
     /// RFC 3339.
     pub created: String,
+}
+
+/// The way from the node of this page to the pods of another one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Link {
+    /// `direct`, `tunnel`, or `none`.
+    pub way: String,
+    /// How long a small packet took to go there and back, in milliseconds; `None` when none came back.
+    pub answered_ms: Option<f64>,
+    /// Why there is no way, and what to do.
+    pub problem: String,
+}
+
+impl Link {
+    /// `direct, 0.2 ms`
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self.answered_ms {
+            Some(ms) => format!("{}, {ms:.1} ms", self.way),
+            None if self.way == "none" => "no way".to_owned(),
+            None => format!("{}, no answer", self.way),
+        }
+    }
 }
 
 /// One Deployment.

@@ -1,12 +1,13 @@
 //! The pages as a browser, a script and an attacker see them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use coracle_base::Generation;
 use coracle_daemon::Drain;
-use coracle_dashboard::{DashboardError, Snapshot, Source, Trees, page, router, serve};
+use coracle_dashboard::{DashboardError, Link, Snapshot, Source, Trees, page, router, serve};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -127,6 +128,21 @@ fn objects_become_what_is_shown() {
     assert_eq!((service.ports.as_str(), service.endpoints, service.backends.len()), ("80->http/TCP, 53/UDP", 1, 2));
     assert_eq!(snapshot.deployments[0].ready, 1);
     assert_eq!(snapshot.events[0].message, "message 2", "the youngest first");
+}
+
+#[test]
+fn the_way_to_each_node_is_shown_and_one_that_does_not_answer_named() {
+    let with = |link: Link| {
+        let snapshot = example().with_links(HashMap::from([("a".to_owned(), link)]));
+        page(&snapshot, "")
+    };
+    let well = with(Link { way: "tunnel".into(), answered_ms: Some(0.26), problem: String::new() });
+    assert!(well.contains("link tunnel, 0.3 ms") && !well.contains("link to a"), "{well}");
+    let silent = with(Link { way: "direct".into(), answered_ms: None, problem: String::new() });
+    assert!(silent.contains("link direct, no answer") && silent.contains("link to a"), "{silent}");
+    let refused = with(Link { way: "none".into(), answered_ms: None, problem: "its block is <taken>".into() });
+    assert!(refused.contains("no way") && refused.contains("its block is &lt;taken&gt;"), "{refused}");
+    assert!(!page(&example(), "").contains("link to a"), "before the first look nothing is said");
 }
 
 #[test]

@@ -95,7 +95,7 @@ pub(crate) fn examine(
             let strict = links.iter().find(|link| Some(link.index) == patient.underlay.link);
             let strict = strict.map(|link| link.name.clone()).filter(|name| settings::is_strict(name));
             let circumstances = Circumstances { mtu, port: config.vxlan_port, strict };
-            Some(Probe::start(peers, circumstances).map_err(failed("opening a socket to ask other nodes"))?)
+            Some(Probe::examine(peers, circumstances).map_err(failed("opening a socket to ask other nodes"))?)
         }
     };
     Ok((findings, probe))

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use coracle_net_model::{Cidr, Desired, Peer};
 use tokio::sync::oneshot;
@@ -70,6 +71,19 @@ pub struct Finding {
     pub problem: String,
     /// What to do about it.
     pub hint: String,
+}
+
+/// How this node reaches the pods of another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeLink {
+    /// The other node.
+    pub node: String,
+    /// By its own address, not through the tunnel.
+    pub direct: bool,
+    /// How long a small packet to its pods' gateway took to come back; `None` when none did.
+    pub answered: Option<Duration>,
+    /// Why there is no way at all, with a hint.
+    pub refused: Option<String>,
 }
 
 /// Handle to the thread that owns this node's links, routes and table. Cheap to clone. Dropping all handles stops the
@@ -156,6 +170,11 @@ impl Netd {
     /// waits for answers: at most two seconds, while the network thread goes on.
     pub async fn doctor(&self) -> Result<Vec<Finding>, NetError> {
         self.ask(|answer| Command::Doctor { answer }).await
+    }
+
+    /// How each peer is reached at the moment, in order of names: one ping each, and at most two seconds of waiting.
+    pub async fn node_links(&self) -> Result<Vec<NodeLink>, NetError> {
+        self.ask(|answer| Command::NodeLinks { answer }).await
     }
 
     /// Removes every link, route and table of ours and stops the thread. Nothing is left behind but `ip_forward`,

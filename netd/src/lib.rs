@@ -22,4 +22,4 @@ mod tunnel;
 pub use coracle_net_model::{Cidr, Desired, Ipam, IpamError, Peer, Protocol, ServiceEntry};
 pub use doctor::missing;
 pub use error::NetError;
-pub use handle::{Finding, NetConfig, Netd, PodLink, Report, VNI, VXLAN_PORT};
+pub use handle::{Finding, NetConfig, Netd, NodeLink, PodLink, Report, VNI, VXLAN_PORT};

@@ -6,14 +6,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use coracle_net_model::overlay::Refused;
 use coracle_net_model::rules::fnv1a;
 use coracle_net_model::{Desired, Layout, Peer};
 use tokio::sync::oneshot;
 
 use crate::firewall::Firewall;
-use crate::handle::{Finding, NetConfig, PodLink, Report};
+use crate::handle::{Finding, NetConfig, NodeLink, PodLink, Report};
 use crate::links::{self, Address, Link, ROUTE_PROTOCOL};
 use crate::overlay::{Overlay, Underlay};
+use crate::probe::{Circumstances, Probe};
 use crate::reaper::{Doomed, Reaper};
 use crate::socket::Socket;
 use crate::sweeper::Sweeper;
@@ -35,6 +37,7 @@ pub(crate) enum Command {
     Peers { peers: Vec<Peer>, answer: Answer<Report> },
     Repair { answer: Answer<Report> },
     Doctor { answer: Answer<Vec<Finding>> },
+    NodeLinks { answer: Answer<Vec<NodeLink>> },
     RemoveAll { answer: Answer<()> },
 }
 
@@ -56,6 +59,13 @@ pub(crate) struct Owner {
     told_mtu: Option<String>,
     /// Service addresses that are addresses of the bridge.
     local_vips: Vec<Ipv4Addr>,
+}
+
+/// Waits for other nodes on a thread of its own. Without it the asker learns that nobody answers.
+fn wait_apart(wait: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name("netd-probe".to_owned()).spawn(wait) {
+        tracing::error!(%error, "starting a thread to wait for other nodes' answers");
+    }
 }
 
 impl Owner {
@@ -121,6 +131,7 @@ impl Owner {
             }
             Command::Repair { answer } => reply(answer, self.repair()),
             Command::Doctor { answer } => self.doctor(answer),
+            Command::NodeLinks { answer } => self.node_links(answer),
             Command::RemoveAll { answer } => reply(answer, self.remove_all()),
         }
     }
@@ -136,14 +147,30 @@ impl Owner {
             Ok((findings, None)) => return reply(answer, Ok(findings)),
             Err(error) => return reply(answer, Err(error)),
         };
-        let waiting = std::thread::Builder::new().name("netd-probe".to_owned()).spawn(move || {
+        wait_apart(move || {
             findings.extend(probe.finish());
             reply(answer, Ok(findings));
         });
-        // Without the thread the asker learns that nobody answers.
-        if let Err(error) = waiting {
-            tracing::error!(%error, "starting a thread to wait for other nodes' answers");
-        }
+    }
+
+    fn node_links(&mut self, answer: Answer<Vec<NodeLink>>) {
+        let no_way = |refused: &Refused| NodeLink {
+            node: refused.peer.node.clone(),
+            direct: false,
+            answered: None,
+            refused: Some(refused.why.clone()),
+        };
+        let mut links: Vec<NodeLink> = self.overlay.refused().map(no_way).collect();
+        let circumstances = Circumstances { mtu: self.mtu, port: self.config.vxlan_port, strict: None };
+        let probe = match Probe::look(&self.overlay.ways, circumstances) {
+            Ok(probe) => probe,
+            Err(source) => return reply(answer, Err(self.netlink("opening a socket to ask other nodes")(source))),
+        };
+        wait_apart(move || {
+            links.extend(probe.links());
+            links.sort_by(|left, right| left.node.cmp(&right.node));
+            reply(answer, Ok(links));
+        });
     }
 
     fn check_unasked(&mut self) {

@@ -2,10 +2,11 @@
 //! tells a closed port from a wrong MTU. Everything is sent on the owner's thread, in its namespace; the waiting is left
 //! to a thread of its own.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_net_model::overlay::{Peer, Way};
@@ -13,7 +14,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto, socket_with, sockopt,
 };
 
-use crate::handle::Finding;
+use crate::handle::{Finding, NodeLink};
 
 /// How long answers may take, and when everything not answered is sent once more.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -46,21 +47,35 @@ pub(crate) struct Probe {
     sender: OwnedFd,
     receiver: OwnedFd,
     id: u16,
-    answered: BTreeSet<u16>,
+    questions: &'static [Question],
+    asked: BTreeMap<u16, Instant>,
+    answered: BTreeMap<u16, Duration>,
 }
 
 /// The three questions to a peer, in order of their numbers.
 #[derive(Debug, Clone, Copy)]
-enum Question {
+pub(crate) enum Question {
     Node,
     Pods,
     FullSize,
 }
 const QUESTIONS: [Question; 3] = [Question::Node, Question::Pods, Question::FullSize];
 
+/// Tells probes of one process apart.
+static STARTED: AtomicU16 = AtomicU16::new(0);
+
 impl Probe {
     /// Sends all questions once.
-    pub(crate) fn start(peers: &[(Peer, Way)], circumstances: Circumstances) -> io::Result<Probe> {
+    pub(crate) fn examine(peers: &[(Peer, Way)], circumstances: Circumstances) -> io::Result<Probe> {
+        Self::start(peers, circumstances, &QUESTIONS)
+    }
+
+    /// Asks for one small answer of each peer's pods' gateway.
+    pub(crate) fn look(peers: &[(Peer, Way)], circumstances: Circumstances) -> io::Result<Probe> {
+        Self::start(peers, circumstances, &[Question::Pods])
+    }
+
+    fn start(peers: &[(Peer, Way)], circumstances: Circumstances, questions: &'static [Question]) -> io::Result<Probe> {
         let raw = |protocol| socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol));
         let (sender, receiver) = (raw(ipproto::RAW)?, raw(ipproto::ICMP)?);
         // All answers may come at once.
@@ -68,16 +83,40 @@ impl Probe {
         sockopt::set_socket_timeout(&receiver, sockopt::Timeout::Recv, Some(Duration::from_millis(50)))?;
         // The port makes the number differ from those of other programs and of our other probes.
         let id = (std::process::id() as u16).rotate_left(8) ^ circumstances.port ^ (circumstances.mtu as u16);
+        let id = id.wrapping_add(STARTED.fetch_add(1, Ordering::Relaxed));
         let peers = peers.iter().take(MOST).cloned().collect();
-        let probe = Probe { peers, circumstances, sender, receiver, id, answered: BTreeSet::new() };
+        let (asked, answered) = (BTreeMap::new(), BTreeMap::new());
+        let mut probe = Probe { peers, circumstances, sender, receiver, id, questions, asked, answered };
         probe.send();
         Ok(probe)
     }
 
     /// Waits for answers and says what they mean.
     pub(crate) fn finish(mut self) -> Vec<Finding> {
+        self.wait();
+        let answered = |peer: usize, question: Question| self.answered.contains_key(&number(peer, question));
+        let judged = self.peers.iter().enumerate().filter_map(|(i, (peer, way))| {
+            let [node, pods, full] = QUESTIONS.map(|question| answered(i, question));
+            judge(peer, *way, node, pods, full, &self.circumstances)
+        });
+        judged.collect()
+    }
+
+    /// Waits for answers and says how long each took.
+    pub(crate) fn links(mut self) -> Vec<NodeLink> {
+        self.wait();
+        let link = |(i, (peer, way)): (usize, &(Peer, Way))| NodeLink {
+            node: peer.node.clone(),
+            direct: matches!(way, Way::Direct(_)),
+            answered: self.answered.get(&number(i, Question::Pods)).copied(),
+            refused: None,
+        };
+        self.peers.iter().enumerate().map(link).collect()
+    }
+
+    fn wait(&mut self) {
         let started = Instant::now();
-        let all = self.peers.len() * QUESTIONS.len();
+        let all = self.peers.len() * self.questions.len();
         let mut again = true;
         while self.answered.len() < all && started.elapsed() < PATIENCE {
             if again && started.elapsed() > AGAIN {
@@ -86,19 +125,13 @@ impl Probe {
             }
             self.receive();
         }
-        let answered = |peer: usize, question: Question| self.answered.contains(&number(peer, question));
-        let judged = self.peers.iter().enumerate().filter_map(|(i, (peer, way))| {
-            let [node, pods, full] = QUESTIONS.map(|question| answered(i, question));
-            judge(peer, *way, node, pods, full, &self.circumstances)
-        });
-        judged.collect()
     }
 
-    fn send(&self) {
+    fn send(&mut self) {
         for (i, (peer, _)) in self.peers.iter().enumerate() {
-            for question in QUESTIONS {
+            for question in self.questions.iter().copied() {
                 let number = number(i, question);
-                if self.answered.contains(&number) {
+                if self.answered.contains_key(&number) {
                     continue;
                 }
                 let (to, length) = match question {
@@ -106,6 +139,8 @@ impl Probe {
                     Question::Pods => (peer.pod_cidr.gateway(), SMALL),
                     Question::FullSize => (peer.pod_cidr.gateway(), self.circumstances.mtu.max(SMALL)),
                 };
+                // The first time counts: an answer to the first may come after the second was sent.
+                self.asked.entry(number).or_insert_with(Instant::now);
                 // No route, too large, refused: as good as no answer.
                 let _ = sendto(
                     &self.sender,
@@ -122,7 +157,10 @@ impl Probe {
         // An error is a timeout or an interruption; the caller counts the time.
         if let Ok((length, _)) = recv(&self.receiver, &mut buffer[..], RecvFlags::TRUNC) {
             let packet = &buffer[..length.min(buffer.len())];
-            self.answered.extend(reply(packet, self.id));
+            let Some(number) = reply(packet, self.id) else { return };
+            if let Some(asked) = self.asked.get(&number) {
+                self.answered.entry(number).or_insert_with(|| asked.elapsed());
+            }
         }
     }
 }

@@ -340,6 +340,20 @@ fn the_doctor_finds_nothing_where_nothing_is_wrong() {
 }
 
 #[test]
+fn each_way_to_another_node_is_told_and_how_long_an_answer_takes() {
+    let site = Site::new();
+    // 2 is a neighbour, 4 is behind a router.
+    let machines = site.cluster(&[1, 2, 4]);
+    let links = || wait(machines[0].netd.node_links()).unwrap();
+    let ways: Vec<(String, bool, bool)> =
+        links().into_iter().map(|link| (link.node, link.direct, link.answered.is_some())).collect();
+    assert_eq!(ways, [("node-2".to_owned(), true, true), ("node-4".to_owned(), false, true)]);
+    site.switch.ip("link set m2 down");
+    let silent = links().into_iter().find(|link| link.node == "node-2").unwrap();
+    assert_eq!((silent.answered, silent.refused), (None, None));
+}
+
+#[test]
 fn the_doctor_names_what_is_between_machines() {
     let site = Site::new();
     let mut machines = site.cluster(&[1, 2, 3, 4]);

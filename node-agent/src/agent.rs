@@ -10,6 +10,7 @@ use coracle_base::Digest;
 use coracle_daemon::DrainWatch;
 use coracle_images::peers::PeerIdentity;
 use coracle_images::{ImageError, ImageStore};
+use coracle_netd::{Finding, NodeLink};
 use coracle_protocol::v1::LogRequest;
 use coracle_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use tokio::sync::watch;
@@ -101,6 +102,10 @@ pub struct AgentStatus {
     pub pods: Vec<PodSummary>,
 }
 
+/// How often the ways to other nodes are looked at, and how soon again after one that did not answer.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
 /// A running agent. Cheap to clone. Dropping it changes nothing: the drain ends the agent.
 #[derive(Clone)]
 pub struct AgentHandle {
@@ -110,6 +115,7 @@ pub struct AgentHandle {
     images: ImageStore,
     pods: Pods,
     network: NodeNetwork,
+    node_links: watch::Receiver<Arc<Vec<NodeLink>>>,
     runtime: Runtime,
     paths: Paths,
     /// Ends the session alone.
@@ -215,8 +221,28 @@ impl Agent {
             orphans_until: None,
         };
         drain.spawn(session.run(session_end.clone()));
-        Ok(AgentHandle { status, state, images, pods, network, runtime, paths, session_end, network_end })
+        let node_links = look_at_links(network.clone(), &drain);
+        Ok(AgentHandle { status, state, images, pods, network, node_links, runtime, paths, session_end, network_end })
     }
+}
+
+fn look_at_links(network: NodeNetwork, drain: &DrainWatch) -> watch::Receiver<Arc<Vec<NodeLink>>> {
+    let (sender, shown) = watch::channel(Arc::default());
+    let end = drain.token();
+    drain.spawn(async move {
+        let mut pause = LOOK_AGAIN;
+        loop {
+            tokio::select! {
+                // Cancel safe both.
+                () = tokio::time::sleep(pause) => {}
+                () = end.cancelled() => return,
+            }
+            let links = network.node_links().await;
+            pause = if links.iter().all(|link| link.answered.is_some()) { LOOK_EVERY } else { LOOK_AGAIN };
+            sender.send_replace(Arc::new(links));
+        }
+    });
+    shown
 }
 
 impl AgentHandle {
@@ -232,13 +258,19 @@ impl AgentHandle {
         self.state.subscribe()
     }
 
+    /// How this node reached the others when it last looked, in order of names.
+    #[must_use]
+    pub fn node_links(&self) -> Arc<Vec<NodeLink>> {
+        self.node_links.borrow().clone()
+    }
+
     /// What stands in this node's way: its network and that to other nodes, its session.
-    pub async fn doctor(&self) -> Vec<coracle_netd::Finding> {
+    pub async fn doctor(&self) -> Vec<Finding> {
         let mut found = self.network.doctor().await;
         let status = self.status.borrow().clone();
         if !status.connected {
             let why = status.disconnected_because.clone().unwrap_or_else(|| "it has not been tried yet".to_owned());
-            found.push(coracle_netd::Finding {
+            found.push(Finding {
                 problem: format!("this node has no session with a server: {why}"),
                 hint: "what runs goes on; look whether `coracle` runs on the servers, and whether port 6444 of them is open from here"
                     .to_owned(),

@@ -23,3 +23,4 @@ pub mod volumes;
 pub use agent::{Agent, AgentError, AgentHandle, AgentStatus, PodSummary, images_dir};
 pub use clock::AgentClock;
 pub use config::{AgentConfig, BLOB_LISTEN, Identity, NetworkNames, ServerEndpoint};
+pub use coracle_netd::NodeLink;

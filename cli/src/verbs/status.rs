@@ -123,6 +123,8 @@ fn wrong(answer: &Value) -> Vec<String> {
     for node in list(&answer["nodes"]) {
         if node["ready"] == false {
             bad.push(format!("node {} is not ready", text(&node["name"])));
+        } else if node["link"].is_object() && node["link"]["answered_ms"].is_null() {
+            bad.push(format!("pods of node {} cannot be reached from here\nhint: coracle doctor", text(&node["name"])));
         }
     }
     for deployment in list(&answer["deployments"]) {
@@ -138,11 +140,21 @@ fn wrong(answer: &Value) -> Vec<String> {
     bad
 }
 
+/// How this node reaches another one's pods, in words; nothing of itself.
+fn link(link: &Value) -> String {
+    match (link["way"].as_str(), link["answered_ms"].as_f64()) {
+        (None, _) => String::new(),
+        (Some(way), Some(ms)) => format!("{way}, {ms:.1} ms"),
+        (Some("none"), None) => "no way".to_owned(),
+        (Some(way), None) => format!("{way}, no answer"),
+    }
+}
+
 fn words(answer: &Value) -> String {
     let now = crate::now_ms();
     let mut out = String::new();
     let sections: [(&str, &[&str]); 4] = [
-        ("nodes", &["name", "ready", "address", "pods", "cpu", "memory", "version"]),
+        ("nodes", &["name", "ready", "address", "link", "pods", "cpu", "memory", "version"]),
         ("deployments", &["namespace", "name", "ready", "desired", "updated", "available"]),
         ("services", &["namespace", "name", "cluster_ip", "ports", "endpoints"]),
         ("pods", &["namespace", "name", "phase", "ready", "restarts", "ip", "node", "reason"]),
@@ -153,8 +165,12 @@ fn words(answer: &Value) -> String {
             continue;
         }
         let header: Vec<String> = fields.iter().map(|field| field.replace('_', " ").to_uppercase()).collect();
+        let cell = |item: &Value, field: &str| match field {
+            "link" => link(&item[field]),
+            _ => text(&item[field]),
+        };
         let rows: Vec<Vec<String>> =
-            items.iter().map(|item| fields.iter().map(|field| text(&item[*field])).collect()).collect();
+            items.iter().map(|item| fields.iter().map(|field| cell(item, field)).collect()).collect();
         out.push_str(&format!("{}\n{}\n", section.to_uppercase(), columns(&header, &rows)));
     }
     let events = list(&answer["events"]);

@@ -240,7 +240,7 @@ impl Raft {
             return Ok(());
         }
         Err(format!(
-            "{} of {} servers that vote are alive: without this one the others could write nothing any more\nhint: remove the dead ones first, or let another server join",
+            "{} of {} servers that vote are alive: without this one the others could write nothing any more\nhint: take the dead ones out first (`coracle leave --server NAME`), or let another server join",
             living.len(),
             voters.len()
         ))

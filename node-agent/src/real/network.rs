@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use coracle_daemon::ports::Transport;
 use coracle_dns::{DnsConfig, DnsServer, Upstreams, Zone};
-use coracle_netd::{Cidr, Finding, Ipam, NetConfig, Netd, Peer, VNI, VXLAN_PORT};
+use coracle_netd::{Cidr, Finding, Ipam, NetConfig, Netd, NodeLink, Peer, VNI, VXLAN_PORT};
 use coracle_protocol::v1::Settings;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -311,6 +311,15 @@ impl NodeNetwork {
             }
         }
         found
+    }
+
+    /// How each other node is reached, in order of names; empty while the network does not stand. Takes up to two seconds.
+    pub async fn node_links(&self) -> Vec<NodeLink> {
+        let Some(standing) = self.standing.get() else { return Vec::new() };
+        standing.netd.node_links().await.unwrap_or_else(|error| {
+            tracing::debug!(error = coracle_base::one_line(&error), "the ways to other nodes cannot be looked at");
+            Vec::new()
+        })
     }
 
     /// Takes everything down: names, links, routes, table.
