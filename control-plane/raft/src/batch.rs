@@ -7,7 +7,7 @@ use coracle_store::{Applied, Op, Outcome, Rejection, Transaction, codec};
 use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::vote::leader_id_adv::LeaderId;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::adapter::{Batch, Engine, Types};
 use crate::wal::WriterStats;
@@ -18,6 +18,9 @@ const ENTRY_TRANSACTIONS: usize = 1024;
 
 /// A write that no majority has taken in this time may still happen; whoever waits for it is told so.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Once another server leads, the engine says within this what became of a write, or is stuck with its disk.
+const TOLD_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why a proposal came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,8 +77,32 @@ pub(crate) struct Proposal {
     pub answer: oneshot::Sender<Proposed>,
 }
 
+/// Who leads.
+#[derive(Debug)]
+pub(crate) struct Lead {
+    pub own: u64,
+    pub leader: watch::Receiver<Option<u64>>,
+}
+
+impl Lead {
+    fn other(&self) -> Option<u64> {
+        self.leader.borrow().filter(|leader| *leader != self.own)
+    }
+
+    /// Ends some time after another server has come to lead.
+    async fn lost(&mut self) {
+        let own = self.own;
+        let seen = self.leader.wait_for(|leader| leader.is_some_and(|leader| leader != own)).await.is_ok();
+        if !seen {
+            // The server stops, and its engine says so.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(TOLD_WITHIN).await;
+    }
+}
+
 /// Takes proposals until every sender is gone; what is queued then is still proposed.
-pub(crate) async fn run(engine: Engine, own: u64, stats: Arc<WriterStats>, mut queue: mpsc::Receiver<Proposal>) {
+pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut lead: Lead, mut queue: mpsc::Receiver<Proposal>) {
     // A proposal that did not fit begins the next entry.
     let mut carried: Option<Proposal> = None;
     loop {
@@ -100,11 +127,15 @@ pub(crate) async fn run(engine: Engine, own: u64, stats: Arc<WriterStats>, mut q
             term = term.or(next.term);
             taken.push(next);
         }
-        propose(&engine, &stats, own, term, taken).await;
+        propose(&engine, &stats, &mut lead, term, taken).await;
     }
 }
 
-async fn propose(engine: &Engine, stats: &WriterStats, own: u64, term: Option<u64>, taken: Vec<Proposal>) {
+async fn propose(engine: &Engine, stats: &WriterStats, lead: &mut Lead, term: Option<u64>, taken: Vec<Proposal>) {
+    if let Some(leader) = lead.other() {
+        let elsewhere = ProposeError::NotLeader { leader: Some(leader) };
+        return taken.into_iter().for_each(|proposal| drop(proposal.answer.send(Err(elsewhere.clone()))));
+    }
     let mut transactions = Vec::with_capacity(taken.len());
     let mut parts = Vec::with_capacity(taken.len());
     let mut answers = Vec::with_capacity(taken.len());
@@ -115,11 +146,12 @@ async fn propose(engine: &Engine, stats: &WriterStats, own: u64, term: Option<u6
     }
     let results: Result<Vec<_>, ProposeError> = match codec::join(&parts) {
         Ok(bytes) => {
-            let write = write(engine, own, term, Batch::of(transactions, bytes));
-            match tokio::time::timeout(WRITE_WITHIN, write).await {
-                Ok(Ok(applied)) => Ok(applied),
-                Ok(Err(error)) => Err(word(&error, stats)),
-                Err(_) => Err(ProposeError::Uncertain),
+            let write = write(engine, lead.own, term, Batch::of(transactions, bytes));
+            tokio::select! {
+                // Not cancel safe: it may have happened, and that is said.
+                written = write => written.map_err(|error| word(&error, stats)),
+                () = tokio::time::sleep(WRITE_WITHIN) => Err(ProposeError::Uncertain),
+                () = lead.lost() => Err(ProposeError::Uncertain),
             }
         }
         Err(error) => Err(ProposeError::Unwritable(error)),

@@ -18,6 +18,8 @@ use crate::wire::{Answer, Request};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between looks at a leader that is not there.
 const AGAIN: Duration = Duration::from_millis(30);
+/// Between looks at a disk that may hang.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A forwarded write is answered within this or counts as lost.
 const FORWARD_WITHIN: Duration = Duration::from_secs(12);
 const READ_WITHIN: Duration = Duration::from_secs(2);
@@ -211,11 +213,20 @@ impl Raft {
         }
     }
 
-    /// Waits until this server has applied an entry; false when it takes too long.
+    /// Waits until this server has applied an entry; false when it takes too long, or its disk takes nothing for it.
     async fn await_applied(&self, index: u64) -> bool {
         let mut applied = self.inner().shared.applied_changes();
-        let reached = applied.wait_for(|applied| *applied >= index);
-        matches!(tokio::time::timeout(PATIENCE, reached).await, Ok(Ok(_)))
+        let stuck = async {
+            while !self.is_stuck() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            reached = applied.wait_for(|applied| *applied >= index) => reached.is_ok(),
+            () = tokio::time::sleep(PATIENCE) => false,
+            () = stuck => false,
+        }
     }
 
     fn leader_member(&self) -> Option<(u64, Member)> {

@@ -35,6 +35,8 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 const LIVE: Duration = Duration::from_secs(1);
 /// A disk that does not answer for so long hangs.
 const HANGS: Duration = Duration::from_secs(1);
+/// What it has not taken after so long, nobody waits for any more.
+const STUCK: Duration = Duration::from_secs(2);
 /// Whether a copy of this server runs where it was last.
 const COPY_WITHIN: Duration = Duration::from_millis(700);
 
@@ -187,12 +189,16 @@ pub(crate) struct Inner {
     pub(crate) receiving: tokio::sync::Mutex<Receiving>,
     pub(crate) readers: mpsc::Sender<Reader>,
     leader: watch::Receiver<Option<u64>>,
+    heard: watch::Sender<Heard>,
     proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     stop: watch::Sender<bool>,
     // Given back last.
     lock: Mutex<Option<Lock>>,
 }
+
+/// Who said last that it leads, and in which term.
+pub(crate) type Heard = Option<(u64, u64)>;
 
 impl Raft {
     /// Opens the memory in a directory: takes its lock, loads the newest snapshot, replays the log, and, when this server is
@@ -241,8 +247,10 @@ impl Raft {
         let (leader_out, leader) = watch::channel(engine.current_leader().await);
         let (proposals, queue) = mpsc::channel(QUEUE);
         let (reader, reading) = readers();
-        let batching = tokio::spawn(batch::run(engine.clone(), identity.node, writer.stats().clone(), queue));
-        let watching = tokio::spawn(watch_leader(engine.clone(), identity.node, leader_out));
+        let lead = batch::Lead { own: identity.node, leader: leader.clone() };
+        let batching = tokio::spawn(batch::run(engine.clone(), writer.stats().clone(), lead, queue));
+        let (heard, hearing) = watch::channel(None);
+        let watching = tokio::spawn(watch_leader(engine.clone(), identity.node, hearing, leader_out));
         let snapping = tokio::spawn(take_snapshots(
             engine.clone(),
             shared.clone(),
@@ -263,6 +271,7 @@ impl Raft {
                 receiving: tokio::sync::Mutex::default(),
                 readers: reader,
                 leader,
+                heard,
                 proposals: Mutex::new(Some(proposals)),
                 tasks: Mutex::new(vec![batching, watching, snapping]),
                 stop,
@@ -517,6 +526,23 @@ impl Raft {
         self.inner.leader.clone()
     }
 
+    /// Another server says that it leads.
+    pub(crate) fn hear(&self, term: u64, leader: u64) {
+        self.inner.heard.send_if_modified(|known| {
+            let newer = known.is_none_or(|(known, _)| known < term);
+            if newer {
+                *known = Some((term, leader));
+            }
+            newer
+        });
+    }
+
+    /// Whether this server's log takes nothing at the moment: what it must apply does not come.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let stats = self.inner.writer.stats();
+        stats.awaits_room() || stats.waiting() > STUCK
+    }
+
     /// This server and its cluster.
     #[must_use]
     pub fn identity(&self) -> Identity {
@@ -565,6 +591,8 @@ impl Raft {
 
     /// Takes nothing more, finishes what is queued, closes the log and gives the directory back. A second call does nothing.
     pub async fn shutdown(&self) {
+        // The engine ends only after what it waits for.
+        self.inner.writer.give_up_waiting();
         drop(self.inner.proposals.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.inner.stop.send_replace(true);
         let tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -743,7 +771,9 @@ async fn start_leading(engine: &Engine, node: u64, members: &Members) -> Result<
     Ok(())
 }
 
-async fn watch_leader(engine: Engine, node: u64, out: watch::Sender<Option<u64>>) {
+/// Who leads is what the engine knows; but an engine that cannot store its vote, because the disk hangs or is full, learns of no new
+/// leader, and this server's clients must find it nevertheless.
+async fn watch_leader(engine: Engine, node: u64, mut heard: watch::Receiver<Heard>, out: watch::Sender<Option<u64>>) {
     use openraft::async_runtime::watch::WatchReceiver;
     let mut changes = engine.server_metrics();
     loop {
@@ -752,10 +782,19 @@ async fn watch_leader(engine: Engine, node: u64, out: watch::Sender<Option<u64>>
             // Beats and elections are for servers that are not alone.
             let others = seen.membership_config.membership().nodes().any(|(server, _)| *server != node);
             engine.runtime_config().tick(others);
-            if seen.state == ServerState::Shutdown { None } else { seen.current_leader }
+            match *heard.borrow_and_update() {
+                _ if seen.state == ServerState::Shutdown => None,
+                Some((term, leader)) if term > seen.vote.leader_id.term => Some(leader),
+                _ => seen.current_leader,
+            }
         };
         out.send_if_modified(|known| std::mem::replace(known, leader) != leader);
-        if changes.changed().await.is_err() {
+        // Both only wait; the handle, which holds the other end of `heard`, may be gone before the engine.
+        let goes_on = tokio::select! {
+            changed = changes.changed() => changed.is_ok(),
+            Ok(()) = heard.changed() => true,
+        };
+        if !goes_on {
             out.send_replace(None);
             return;
         }

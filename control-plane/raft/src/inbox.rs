@@ -59,6 +59,13 @@ impl Raft {
         let failed = |error: &dyn std::fmt::Display| Answer::Failed(error.to_string());
         match request {
             Request::Append { vote, prev, commit, entries } => {
+                if vote.committed {
+                    self.hear(vote.term, vote.node);
+                }
+                // The engine would queue one more answer with every try of the leader's.
+                if !entries.is_empty() && self.inner().writer.stats().awaits_room() {
+                    return Answer::Failed("its log's disk is full".to_owned());
+                }
                 let entries = match entries.into_iter().map(from_entry).collect::<std::io::Result<Vec<_>>>() {
                     Ok(entries) => entries,
                     Err(error) => return failed(&error),

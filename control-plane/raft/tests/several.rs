@@ -1,11 +1,14 @@
 //! Several servers in one process, joined by channels that can be cut: they elect, replicate, forward, catch up and change members.
 
+mod common;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_raft::{Carried, Identity, Member, OpenError, PeerError, Peers, ProposeError, Raft, RaftConfig};
+use common::{Hooked, Tiny, fill};
+use coracle_raft::{Carried, Identity, Member, OpenError, PeerError, Peers, ProposeError, Raft, RaftConfig, Space};
 use coracle_store::{Key, Op, Transaction};
 use serde_json::json;
 use tokio::time::Instant;
@@ -403,5 +406,82 @@ async fn a_living_server_cannot_leave_the_others_without_a_majority() {
     first.remove(3).await.unwrap();
     until("two are left", || first.members().servers.len() == 2 && first.members().voters.len() == 1).await;
     second.propose(create("b")).await.unwrap();
+    shut([first, second, third]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_disk_was_full_goes_on_by_itself() {
+    let site = Site::new();
+    let config = site.config(3);
+    std::fs::create_dir_all(&config.dir).unwrap();
+    let Some(_tiny) = Tiny::mount(&config.dir, "8m") else { return };
+    let servers = site.three().await;
+    fill(&config.dir.join("junk"));
+    let mut written = 0;
+    // Two of three take it all: nobody who writes notices.
+    while servers[2].metrics().disk != Space::Out {
+        servers[0].propose(create(&format!("c{written}"))).await.unwrap();
+        written += 1;
+        assert!(written < 5000, "the disk never got full: {:?}", servers[2].metrics());
+    }
+    for index in 0..200 {
+        servers[1].propose(create(&format!("d{index}"))).await.unwrap();
+    }
+    // A client of the full server is served, and soon: it does not wait for a state that does not come.
+    let began = Instant::now();
+    servers[2].propose(create("through")).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(has(&servers[0], "through") && !has(&servers[2], "d199"));
+
+    std::fs::remove_file(config.dir.join("junk")).unwrap();
+    until("it has caught up", || has(&servers[2], "d199") && has(&servers[2], "through")).await;
+    assert_eq!(servers[2].metrics().failure, None);
+    servers[2].propose(create("later")).await.unwrap();
+    assert!(has(&servers[2], "later"));
+    let hashes = || servers.iter().map(|raft| raft.metrics().state_hash).collect::<HashSet<_>>();
+    until("the states are the same", || hashes().len() == 1).await;
+    drop(servers);
+    for number in 1..=3 {
+        site.stop(number).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_leader_whose_disk_hangs_are_served_by_the_next_one() {
+    let site = Site::new();
+    let gate = Arc::new((Mutex::new(true), Condvar::new()));
+    let waits = gate.clone();
+    let sync = move || {
+        let open = waits.0.lock().unwrap();
+        drop(waits.1.wait_while(open, |open| !*open).unwrap());
+        Ok(())
+    };
+    let config = site.config(1);
+    let disk = Hooked::open(&config.dir.join("log"), sync);
+    let identity = Identity { node: 1, cluster: site.cluster };
+    let first = RaftConfig { identity: Some(identity), log_disk: Some(Arc::new(disk)), ..config };
+    let first = site.open(1, first).await.unwrap();
+    let [second, third] = [site.joined(2, 2).await, site.joined(3, 3).await];
+    voters(&first, &[1, 2, 3]).await;
+
+    *gate.0.lock().unwrap() = false;
+    let hung = tokio::spawn({
+        let first = first.clone();
+        async move { first.propose(create("hung")).await }
+    });
+    until("another leads", || second.is_leader() || third.is_leader()).await;
+    // The old one cannot store that, but its clients are told.
+    let began = Instant::now();
+    until("the old leader knows", || !first.is_leader()).await;
+    first.propose(create("next")).await.unwrap();
+    println!("served after {:?}", began.elapsed());
+    assert!(has(&second, "next") || has(&third, "next"));
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    // Two of three have it, or it is not known.
+    assert!(matches!(hung.await.unwrap(), Ok(_) | Err(ProposeError::Uncertain)));
+
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    until("the old leader follows", || has(&first, "next")).await;
     shut([first, second, third]).await;
 }

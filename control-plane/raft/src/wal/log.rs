@@ -54,6 +54,8 @@ pub struct Log {
     /// Oldest first; the last one is written to.
     pub(super) held: VecDeque<Held>,
     pub(super) file: Arc<dyn DiskFile>,
+    /// Up to where the file written to has space set aside.
+    pub(super) roomy_until: u64,
     /// The crc of the last frame.
     pub(super) chain: u32,
     /// The number of the next frame.
@@ -67,15 +69,17 @@ impl Log {
     /// Makes records durable, all or none, in one frame and one fdatasync.
     ///
     /// # Errors
-    /// The disk refused; the log accepts nothing more, because what a failed sync left on the disk is unknown.
+    /// `Full`: there is no room, nothing happened, and the same records may be tried again. Anything else: the disk refused; the log
+    /// accepts nothing more, because what a failed sync left on the disk is unknown.
     pub fn commit(&mut self, records: &[Record]) -> Result<(), WalError> {
         if let Some(reason) = &self.poison {
             return Err(WalError::Poisoned(reason.clone()));
         }
         self.locked().check(records).map_err(WalError::Order)?;
         let result = self.write(records);
-        if let Err(error) = &result {
-            self.poison = Some(coracle_base::one_line(error));
+        match &result {
+            Ok(()) | Err(WalError::Full { .. }) => {}
+            Err(error) => self.poison = Some(coracle_base::one_line(error)),
         }
         result
     }
@@ -91,9 +95,42 @@ impl Log {
             self.encode(records)?
         };
         let offset = self.used();
-        self.file.write_at(&encoded.bytes, offset).map_err(WalError::io("write", self.name()))?;
+        self.set_tail_aside(offset + encoded.bytes.len() as u64)?;
+        if let Err(error) = self.file.write_at(&encoded.bytes, offset) {
+            return Err(self.cut_back(offset, error));
+        }
         self.file.sync().map_err(WalError::io("sync", self.name()))?;
         self.took(records, &encoded, offset)
+    }
+
+    /// Space up to `end` in the file written to, and the rest of a segment when there is room for it.
+    fn set_tail_aside(&mut self, end: u64) -> Result<(), WalError> {
+        if end <= self.roomy_until {
+            return Ok(());
+        }
+        let whole = self.config.segment_bytes.max(end);
+        let made = match self.file.allocate(whole) {
+            Err(error) if is_full(&error) && whole > end => self.file.allocate(end).map(|()| end),
+            made => made.map(|()| whole),
+        };
+        // A part that was made is zeros, like all that is set aside.
+        self.roomy_until = made.map_err(WalError::room("allocate", self.name()))?;
+        Ok(())
+    }
+
+    /// What a write that found no room left of its frame goes, and is known to be gone before the next one is written.
+    fn cut_back(&mut self, offset: u64, error: io::Error) -> WalError {
+        let error = WalError::room("write", self.name())(error);
+        if !matches!(error, WalError::Full { .. }) {
+            return error;
+        }
+        match self.file.set_size(offset).and_then(|()| self.file.sync()) {
+            Ok(()) => {
+                self.roomy_until = offset;
+                error
+            }
+            Err(error) => WalError::io("cut", self.name())(error),
+        }
     }
 
     fn encode(&self, records: &[Record]) -> Result<frame::Encoded, WalError> {
@@ -144,7 +181,7 @@ impl Log {
             return Space::Free;
         }
         let next = if self.next.is_some() { self.config.segment_bytes } else { 0 };
-        let room = self.config.segment_bytes.saturating_sub(self.used()) + next;
+        let room = self.roomy_until.saturating_sub(self.used()) + next;
         // What was accepted before must still fit, and votes and leaders' blanks with it.
         if room > self.config.segment_bytes / 4 { Space::Low } else { Space::Out }
     }
@@ -154,7 +191,8 @@ impl Log {
     /// # Errors
     /// The disk fails for another reason than being full.
     pub fn prepare(&mut self) -> Result<Space, WalError> {
-        if self.next.is_none() {
+        let made = self.next.is_none();
+        if made {
             self.next = self.set_aside(NEXT, self.config.segment_bytes)?;
             if self.next.is_none() && self.reserved {
                 self.reserved = false;
@@ -162,6 +200,10 @@ impl Log {
                 self.disk.sync_names().map_err(WalError::io("sync the directory of", RESERVE))?;
                 self.next = self.set_aside(NEXT, self.config.segment_bytes)?;
             }
+        }
+        if made {
+            // Before it is renamed: no crash may give the segment's name to a file that had this one's place before.
+            self.disk.sync_names().map_err(WalError::io("sync the directory of", NEXT))?;
         }
         if self.next.is_some() && !self.reserved {
             self.reserved = self.set_aside(RESERVE, self.config.reserve_bytes)?.is_some();
@@ -209,7 +251,7 @@ impl Log {
             Some(file) => file,
             None => {
                 self.prepare()?;
-                let full = || WalError::io("allocate", NEXT)(io::Error::from(io::ErrorKind::StorageFull));
+                let full = || WalError::room("allocate", NEXT)(io::Error::from(io::ErrorKind::StorageFull));
                 self.next.take().ok_or_else(full)?
             }
         };
@@ -220,12 +262,25 @@ impl Log {
         let encoded = self.encode(&records)?;
         let mut bytes = start.encode(&self.config);
         bytes.extend_from_slice(&encoded.bytes);
-        file.write_at(&bytes, 0).map_err(WalError::io("write", NEXT))?;
-        file.sync().map_err(WalError::io("sync", NEXT))?;
-        self.disk.rename(NEXT, &name).map_err(WalError::io("rename", NEXT))?;
+        let named = match file.write_at(&bytes, 0).map_err(WalError::room("write", NEXT)) {
+            Ok(()) => {
+                file.sync().map_err(WalError::io("sync", NEXT))?;
+                self.disk.rename(NEXT, &name).map_err(WalError::room("rename", NEXT))
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = named {
+            // Without its name it is no part of the log, and is written anew.
+            self.next = Some(file);
+            return Err(error);
+        }
         self.disk.sync_names().map_err(WalError::io("sync the directory of", &name))?;
         // Gives the unused tail back; should the cut be lost, zeros follow, which is as good.
-        self.file.set_size(self.used()).map_err(WalError::io("cut", self.name()))?;
+        match self.file.set_size(self.used()) {
+            Err(error) if !is_full(&error) => return Err(WalError::io("cut", self.name())(error)),
+            _ => {}
+        }
+        self.roomy_until = self.config.segment_bytes.max(bytes.len() as u64);
         self.locked().files.insert(sequence, file.clone());
         self.file = file;
         self.held.push_back(Held { sequence, last_index: None, used: FIRST_FRAME });

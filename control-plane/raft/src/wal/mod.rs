@@ -50,6 +50,17 @@ pub enum WalError {
         #[source]
         source: io::Error,
     },
+    /// There is no room. Nothing of the frame is in the log: the same records can be tried again, and nothing else before them.
+    #[error("the log's disk is full: cannot {operation} {file}")]
+    Full {
+        /// What was to be done.
+        operation: &'static str,
+        /// To which file.
+        file: String,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
     /// The disk gave back something else than was written.
     #[error(
         "the log is corrupt: {file} at byte {offset}: {what}\nhint: this server must not vote with it; restore a backup into an empty data directory, or remove this server from the cluster and join it again"
@@ -100,6 +111,7 @@ impl WalError {
     /// The same with the whole path of the file it names.
     pub(crate) fn below(mut self, directory: &Path) -> Self {
         if let Self::Io { file, .. }
+        | Self::Full { file, .. }
         | Self::Corrupt { file, .. }
         | Self::Foreign { file, .. }
         | Self::Format { file, .. } = &mut self
@@ -112,5 +124,17 @@ impl WalError {
     pub(crate) fn io(operation: &'static str, file: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let file = file.into();
         move |source| Self::Io { operation, file, source }
+    }
+
+    /// The same where a full disk leaves nothing behind that counts.
+    fn room(operation: &'static str, file: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let file = file.into();
+        move |source| {
+            if log::is_full(&source) {
+                Self::Full { operation, file, source }
+            } else {
+                Self::Io { operation, file, source }
+            }
+        }
     }
 }

@@ -44,6 +44,7 @@ impl Log {
             index: Arc::new(Mutex::new(walk.index)),
             held: walk.held.into(),
             file: last.file.clone(),
+            roomy_until: last.size,
             chain,
             number,
             next: None,

@@ -1,8 +1,8 @@
 //! The log's thread: whatever is queued becomes one frame. No async task ever waits for a disk.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,8 @@ pub struct WriterStats {
     failure: OnceLock<String>,
     /// When the frame under way was begun.
     begun: Mutex<Option<Instant>>,
+    /// It found no room and is tried again.
+    awaits_room: AtomicBool,
 }
 
 /// How many of the last frames are remembered.
@@ -124,7 +126,13 @@ impl WriterStats {
         self.failure.get().map(String::as_str)
     }
 
-    /// How long the frame under way has been waited for; zero when there is none.
+    /// Whether the frame under way found no room on the disk and is tried again until it does.
+    #[must_use]
+    pub fn awaits_room(&self) -> bool {
+        self.awaits_room.load(Ordering::Relaxed)
+    }
+
+    /// How long the frame under way has been waited for, waiting for room included; zero when there is none.
     #[must_use]
     pub fn waiting(&self) -> Duration {
         let begun = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,6 +171,28 @@ pub struct Writer {
     index: Arc<Mutex<Index>>,
     stats: Arc<WriterStats>,
     committed: Arc<Mutex<Option<Position>>>,
+    ending: Arc<Ending>,
+}
+
+/// Told to a thread that waits for room: it shall not wait any longer.
+#[derive(Debug, Default)]
+struct Ending {
+    told: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Ending {
+    fn tell(&self) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits so long; true when it was told meanwhile or before.
+    fn wait(&self, for_most: Duration) -> bool {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.wake.wait_timeout_while(told, for_most, |told| !*told);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }
 
 impl Writer {
@@ -191,9 +221,11 @@ impl Writer {
         let index = log.index();
         let stats = Arc::new(WriterStats::default());
         let committed = Arc::new(Mutex::new(None));
-        let worker = Worker { log, queue, stats: stats.clone(), committed: committed.clone(), pace };
+        let ending = Arc::new(Ending::default());
+        let worker =
+            Worker { log, queue, stats: stats.clone(), committed: committed.clone(), ending: ending.clone(), pace };
         worker.publish();
-        (Self { jobs, thread: Mutex::new(None), index, stats, committed }, worker)
+        (Self { jobs, thread: Mutex::new(None), index, stats, committed, ending }, worker)
     }
 
     /// Queues records; `done` is called when they are durable.
@@ -223,8 +255,14 @@ impl Writer {
         &self.stats
     }
 
-    /// Writes what is queued, then ends the thread. Blocks.
+    /// What waits for room on a full disk, and what comes to wait for it, fails from now on. Everything else goes on.
+    pub fn give_up_waiting(&self) {
+        self.ending.tell();
+    }
+
+    /// Writes what is queued and finds room, then ends the thread. Blocks.
     pub fn stop(&self) {
+        self.give_up_waiting();
         // A closed queue means that it has ended already.
         let _ = self.jobs.send(Job::Stop);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -241,6 +279,7 @@ struct Worker {
     queue: Queue,
     stats: Arc<WriterStats>,
     committed: Arc<Mutex<Option<Position>>>,
+    ending: Arc<Ending>,
     /// Only without a thread.
     pace: Option<Arc<dyn Pace>>,
 }
@@ -301,7 +340,7 @@ impl Worker {
         }
     }
 
-    // Everything queued, in one frame; gives false when the thread was told to stop meanwhile.
+    // Everything queued, in one frame; gives false when nothing more may follow: the thread was told to stop, or gave this up.
     fn commit(&mut self, first: Vec<Record>, done: Durable) -> bool {
         let mut waiting = vec![done];
         let mut records = self.take_committed();
@@ -322,21 +361,11 @@ impl Worker {
                 None => break,
             }
         }
-        let begun = Instant::now();
-        self.stats.begins(Some(begun));
-        let mut result = match &self.pace {
-            None => self.log.commit(&records),
-            Some(pace) => {
-                let kept: Vec<Record> = records.iter().filter(|record| pace.keeps(record)).cloned().collect();
-                let result = if kept.is_empty() { Ok(()) } else { self.log.commit(&kept) };
-                if result.is_ok() {
-                    pace.durable(&records);
-                }
-                result
-            }
-        };
+        self.stats.begins(Some(Instant::now()));
+        let mut result = self.write(&records);
         self.stats.begins(None);
-        self.stats.frame_took(begun.elapsed());
+        // Order is what makes a later record say that the earlier ones are there.
+        go_on &= !matches!(result, Err(WalError::Full { .. }));
         if result.is_ok() && records.iter().any(|record| matches!(record, Record::Purge(_))) {
             result = self.log.drop_purged();
         }
@@ -350,6 +379,41 @@ impl Worker {
             done(result.clone());
         }
         go_on
+    }
+
+    /// One frame; on a full disk again and again until there is room, or nobody wants to wait any more.
+    fn write(&mut self, records: &[Record]) -> Result<(), WalError> {
+        loop {
+            let begun = Instant::now();
+            let result = match &self.pace {
+                None => self.log.commit(records),
+                Some(pace) => {
+                    let kept: Vec<Record> = records.iter().filter(|record| pace.keeps(record)).cloned().collect();
+                    let result = if kept.is_empty() { Ok(()) } else { self.log.commit(&kept) };
+                    if result.is_ok() {
+                        pace.durable(records);
+                    }
+                    result
+                }
+            };
+            let Err(WalError::Full { .. }) = &result else {
+                self.stats.frame_took(begun.elapsed());
+                if self.stats.awaits_room.swap(false, Ordering::Relaxed) && result.is_ok() {
+                    tracing::info!("the log's disk has room again: it goes on");
+                }
+                return result;
+            };
+            if let Err(error) = &result
+                && !self.stats.awaits_room.swap(true, Ordering::Relaxed)
+            {
+                tracing::warn!(error = %coracle_base::one_line(error), "the log waits for room on its disk");
+            }
+            self.publish();
+            // A task of a simulation cannot wait here.
+            if self.pace.is_some() || self.ending.wait(RETRY) {
+                return result;
+            }
+        }
     }
 
     fn take_committed(&self) -> Vec<Record> {
@@ -373,7 +437,8 @@ impl Worker {
 
     fn publish(&self) {
         self.stats.bytes.store(self.log.bytes(), Ordering::Relaxed);
-        self.stats.space.store(self.log.space() as u8, Ordering::Relaxed);
+        let space = if self.stats.awaits_room() { Space::Out } else { self.log.space() };
+        self.stats.space.store(space as u8, Ordering::Relaxed);
     }
 }
 

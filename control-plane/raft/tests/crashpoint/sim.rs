@@ -44,6 +44,8 @@ pub struct State {
     durable_names: BTreeMap<String, usize>,
     name_ops: Vec<NameOp>,
     lie: Lie,
+    /// No byte fits any more; a write still gets so many bytes down before it notices.
+    full: Option<usize>,
 }
 
 /// How what is pending is chosen from.
@@ -112,7 +114,7 @@ impl State {
                 perform(&mut names, op);
             }
         }
-        Self { inodes, durable_names: names.clone(), names, name_ops: Vec::new(), lie: self.lie }
+        Self { inodes, durable_names: names.clone(), names, name_ops: Vec::new(), lie: self.lie, full: None }
     }
 
     /// Flips a bit somewhere in a file's first `used` bytes.
@@ -168,6 +170,11 @@ impl SimDisk {
 
     pub fn state(&self) -> State {
         self.locked().0.clone()
+    }
+
+    /// Takes all room there is but for the first bytes of a write; `None`: there is room again.
+    pub fn fill(&self, all_but: Option<usize>) {
+        self.locked().0.full = all_but;
     }
 
     pub fn take_points(&self) -> Vec<State> {
@@ -319,8 +326,19 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.disk.change(|state| write(Arc::make_mut(&mut state.inodes[self.inode]), bytes, offset as usize));
-        Ok(())
+        self.disk.change(|state| {
+            let inode = Arc::make_mut(&mut state.inodes[self.inode]);
+            match state.full {
+                Some(most) if most < bytes.len() => {
+                    write(inode, &bytes[..most], offset as usize);
+                    Err(io::Error::from(io::ErrorKind::StorageFull))
+                }
+                _ => {
+                    write(inode, bytes, offset as usize);
+                    Ok(())
+                }
+            }
+        })
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
@@ -332,9 +350,12 @@ impl DiskFile for SimFile {
         self.disk.change(|state| {
             let inode = Arc::make_mut(&mut state.inodes[self.inode]);
             let size = (size as usize).max(inode.current.len());
+            if size > inode.current.len() && state.full.is_some() {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
+            }
             set_size(inode, size);
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
