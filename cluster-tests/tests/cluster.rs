@@ -1,43 +1,9 @@
 //! A cluster of several machines: an app runs on all of them, machines die and come back, all servers go away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use coracle_cluster_tests::machine::workspace;
-use coracle_cluster_tests::site::Site;
-
-/// The demo app with so many replicas.
-fn app(replicas: usize) -> String {
-    let text = std::fs::read_to_string(workspace().join("examples/hello.yaml")).expect("the example");
-    text.replace("replicas: 3", &format!("replicas: {replicas}"))
-}
-
-/// Name -> node of the pods that are ready and not going, as one machine sees it.
-fn ready_pods(site: &Site, seen_by: usize) -> BTreeMap<String, String> {
-    let pods = site.at(seen_by).get(&["pods"]);
-    let ready = |pod: &&serde_json::Value| {
-        let conditions = pod["status"]["conditions"].as_array();
-        let ready = conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True");
-        ready && pod["metadata"]["deletionTimestamp"].is_null()
-    };
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let items = pods["items"].as_array().cloned().unwrap_or_default();
-    items.iter().filter(ready).map(|pod| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]))).collect()
-}
-
-fn virtual_address(site: &Site) -> String {
-    let service = site.at(1).get(&["service", "hello"]);
-    let item = if service["items"].is_array() { &service["items"][0] } else { &service };
-    item["spec"]["clusterIP"].as_str().expect("a cluster address").to_owned()
-}
-
-/// Waits until the app answers on a machine, by its Service and, through a pod, by its name.
-fn answers(site: &Site, number: usize, address: &str) {
-    site.wait(&format!("the app to answer on m{number}"), |site| {
-        let said = site.at(number).http(&format!("{address}:80"), "/ask?host=hello");
-        said.is_some_and(|said| said.contains("hello from hello-"))
-    });
-}
+use coracle_cluster_tests::site::{Site, hello};
 
 #[test]
 fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers() {
@@ -45,16 +11,16 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
     site.form(3, 1);
     // On one machine only: the others fetch it from there.
     site.at_mut(1).import_hello();
-    site.at(2).apply(&app(8));
-    site.wait("eight copies to be ready", |site| ready_pods(site, 3).len() == 8);
-    let nodes: BTreeSet<String> = ready_pods(&site, 1).into_values().collect();
+    site.at(2).apply(&hello(8));
+    site.wait("eight copies to be ready", |site| site.ready_pods(3).len() == 8);
+    let nodes: BTreeSet<String> = site.ready_pods(1).into_values().collect();
     assert_eq!(nodes.len(), 4, "every node has copies");
-    let address = virtual_address(&site);
+    let address = site.service_address(1, "hello");
     for number in 1..=4 {
-        answers(&site, number, &address);
+        site.await_hello(number, &address);
     }
     // Logs of a pod on a machine whose session another server may hold, through every server.
-    let pods = ready_pods(&site, 1);
+    let pods = site.ready_pods(1);
     for node in ["m1", "m4"] {
         let (pod, _) = pods.iter().find(|(_, on)| *on == node).expect("a pod there");
         for number in 1..=3 {
@@ -85,11 +51,11 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
     println!("written again {:?} after the leader died", began.elapsed());
     let dead = format!("m{leader}");
     site.wait("nine copies on the other nodes", |site| {
-        ready_pods(site, other).values().filter(|node| **node != dead).count() == 9
+        site.ready_pods(other).values().filter(|node| **node != dead).count() == 9
     });
     println!("replaced {:?} after the leader's node died", began.elapsed());
     // It comes back and lets go of what was replaced; what is right elsewhere is not touched.
-    let before = ready_pods(&site, other);
+    let before = site.ready_pods(other);
     let began = Instant::now();
     site.at_mut(leader).up();
     site.await_ready_nodes(other, 4);
@@ -97,7 +63,7 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
         site.at(other).get(&["pods"])["items"].as_array().is_some_and(|items| items.len() == 9)
     });
     println!("converged {:?} after it came back", began.elapsed());
-    assert_eq!(ready_pods(&site, other).into_keys().collect::<Vec<_>>(), before.into_keys().collect::<Vec<_>>());
+    assert_eq!(site.ready_pods(other).into_keys().collect::<Vec<_>>(), before.into_keys().collect::<Vec<_>>());
 
     // Every server goes away, and with each the agent in the same process. The node that has its agent does not care: its Services
     // answer, and a pod of its own finds the others by name.
@@ -131,9 +97,9 @@ fn an_app_runs_on_every_machine_and_outlives_the_leader_a_node_and_all_servers()
         site.at_mut(number).await_ready(before[number - 1]);
     }
     site.await_ready_nodes(1, 4);
-    site.wait("every copy to be ready", |site| ready_pods(site, 2).len() == 9);
+    site.wait("every copy to be ready", |site| site.ready_pods(2).len() == 9);
     assert_eq!(site.at(1).container_ids(), ids, "nothing was restarted");
     for machine in 1..=4 {
-        answers(&site, machine, &address);
+        site.await_hello(machine, &address);
     }
 }

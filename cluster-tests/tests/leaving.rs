@@ -1,44 +1,13 @@
 //! Machines that go on purpose: a node is emptied without a lost request, a node leaves, the leader's server leaves, a dead server is
 //! taken out; and who left can come again.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
-
-use coracle_cluster_tests::machine::{have, workspace};
-use coracle_cluster_tests::site::Site;
+use coracle_cluster_tests::machine::have;
+use coracle_cluster_tests::site::{Load, Site, hello};
 use serde_json::Value;
-
-/// Asks the service over and over until a file appears; prints how many answers came and how many did not.
-const LOAD: &str = r#"ok=0; bad=0
-while [ ! -e "$STOP" ]; do
-  if { exec 3<>/dev/tcp/$HOST/$PORT; } 2>/dev/null && printf 'GET / HTTP/1.0\r\nHost: hello\r\n\r\n' >&3 && grep -q 'hello from' <&3; then ok=$((ok+1)); else bad=$((bad+1)); fi
-  exec 3>&- 3<&-
-done
-echo "$ok $bad""#;
-
-/// The demo app with so many replicas.
-fn app(replicas: usize) -> String {
-    let text = std::fs::read_to_string(workspace().join("examples/hello.yaml")).expect("the example");
-    text.replace("replicas: 3", &format!("replicas: {replicas}"))
-}
-
-/// Name -> node of the pods that are ready and not going, as one machine sees it.
-fn ready_pods(site: &Site, seen_by: usize) -> BTreeMap<String, String> {
-    let pods = site.at(seen_by).get(&["pods"]);
-    let ready = |pod: &&Value| {
-        let conditions = pod["status"]["conditions"].as_array();
-        let ready = conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True");
-        ready && pod["metadata"]["deletionTimestamp"].is_null()
-    };
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let items = pods["items"].as_array().cloned().unwrap_or_default();
-    items.iter().filter(ready).map(|pod| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]))).collect()
-}
 
 /// How many ready pods a node has.
 fn on(site: &Site, seen_by: usize, node: &str) -> usize {
-    ready_pods(site, seen_by).values().filter(|on| *on == node).count()
+    site.ready_pods(seen_by).values().filter(|on| *on == node).count()
 }
 
 /// The names of the servers, in order, those that vote, and who leads.
@@ -51,40 +20,6 @@ fn servers(site: &Site, seen_by: usize) -> (Vec<String>, usize, Option<String>) 
     names.sort();
     let voters = all.iter().filter(|server| server["voter"] == true).count();
     (names, voters, all.iter().find(|server| server["leader"] == true).map(name))
-}
-
-/// Clients on some machines, which ask the app all the time.
-struct Load {
-    stop: PathBuf,
-    clients: Vec<(usize, Child)>,
-}
-
-impl Load {
-    fn start(site: &Site, machines: &[usize], name: &str) -> Self {
-        let service = site.at(machines[0]).get(&["svc/hello"]);
-        let address = service["spec"]["clusterIP"].as_str().expect("a cluster address").to_owned();
-        let stop = site.at(machines[0]).folder().join(name);
-        let clients = machines.iter().map(|number| {
-            let mut load = site.at(*number).command("bash");
-            load.args(["-c", LOAD]).env("STOP", &stop).env("HOST", &address).stdout(Stdio::piped());
-            load.env("PORT", service["spec"]["ports"][0]["port"].to_string());
-            (*number, load.spawn().expect("bash"))
-        });
-        Self { clients: clients.collect(), stop }
-    }
-
-    /// Ends it; every request was answered.
-    fn end(self) {
-        std::fs::write(&self.stop, "").expect("the stop file");
-        for (number, client) in self.clients {
-            let output = client.wait_with_output().expect("the load ends");
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            let (ok, bad) = said.trim().split_once(' ').unwrap_or(("0", "?"));
-            println!("m{number}: {ok} answers, {bad} lost");
-            assert_eq!(bad, "0", "requests of m{number} were lost: {said}");
-            assert!(ok.parse::<u64>().is_ok_and(|ok| ok > 20), "too little was asked: {said}");
-        }
-    }
 }
 
 /// What makes a machine a member is gone, and its images are not.
@@ -119,18 +54,18 @@ fn a_node_is_emptied_without_a_lost_request_leaves_and_comes_again() {
     site.at_mut(1).import_hello();
     // Everything on the node that will be emptied: the last copy there is the last of all.
     let _ = site.at(1).coracle(&["cordon", "m1", "m2", "m3"]);
-    site.at(1).apply(&app(3));
+    site.at(1).apply(&hello(3));
     site.wait("three copies on m4", |site| on(site, 1, "m4") == 3);
     let _ = site.at(1).coracle(&["uncordon", "m1", "m2", "m3"]);
 
     // What nobody would make anew is refused by name, and nothing is changed.
     let bare = "apiVersion: v1\nkind: Pod\nmetadata: {name: bare}\nspec:\n  nodeSelector: {kubernetes.io/hostname: m4}\n  \
                 containers: [{name: hello, image: example.com/hello:1}]\n";
-    let image = app(1);
+    let image = hello(1);
     let image =
         image.lines().find_map(|line| line.trim().trim_start_matches("- ").strip_prefix("image: ")).expect("an image");
     site.at(1).apply(&bare.replace("example.com/hello:1", image));
-    site.wait("the bare pod on m4", |site| ready_pods(site, 1).get("bare").is_some_and(|node| node == "m4"));
+    site.wait("the bare pod on m4", |site| site.ready_pods(1).get("bare").is_some_and(|node| node == "m4"));
     let refused = site.at(1).try_coracle(&["drain", "m4"]);
     assert!(refused.code == 4 && refused.err.contains("default/bare has no controller"), "{refused:?}");
     assert!(site.at(1).get(&["node/m4"])["spec"]["unschedulable"].is_null());
@@ -150,12 +85,12 @@ fn a_node_is_emptied_without_a_lost_request_leaves_and_comes_again() {
         drained["ended"].as_array().is_some_and(|ended| ended.iter().any(|name| name == "default/bare")),
         "{drained}"
     );
-    let pods = ready_pods(&site, 2);
+    let pods = site.ready_pods(2);
     assert_eq!((pods.len(), on(&site, 2, "m4")), (3, 0), "the drain ends when all have moved: {pods:?}");
     assert_eq!(site.at(1).coracle(&["drain", "m4"]), "node/m4 drained\n", "an empty node is drained");
     let _ = site.at(1).coracle(&["uncordon", "m4"]);
     let _ = site.at(1).coracle(&["scale", "deploy/hello", "--replicas", "12"]);
-    site.wait("copies on m4 again", |site| ready_pods(site, 1).len() == 12 && on(site, 1, "m4") >= 2);
+    site.wait("copies on m4 again", |site| site.ready_pods(1).len() == 12 && on(site, 1, "m4") >= 2);
 
     // It leaves as the node it is, with pods on it.
     let said = site.at(4).try_coracle(&["leave"]);
@@ -166,14 +101,14 @@ fn a_node_is_emptied_without_a_lost_request_leaves_and_comes_again() {
     assert_eq!(site.ready_nodes(1), ["m1", "m2", "m3"]);
     assert!(site.at(1).get(&["node/m4"]).is_null());
     site.wait("twelve copies on three nodes", |site| {
-        let pods = ready_pods(site, 1);
+        let pods = site.ready_pods(1);
         pods.len() == 12 && pods.values().all(|node| node != "m4")
     });
     assert_eq!(site.at(4).try_coracle(&["leave"]).code, 0, "who is nobody's leaves nobody");
     join_again(&mut site, 4, 2, false);
     site.await_ready_nodes(1, 4);
     let _ = site.at(1).coracle(&["scale", "deploy/hello", "--replicas", "16"]);
-    site.wait("copies on m4 once more", |site| ready_pods(site, 1).len() == 16 && on(site, 1, "m4") >= 1);
+    site.wait("copies on m4 once more", |site| site.ready_pods(1).len() == 16 && on(site, 1, "m4") >= 1);
 
     // With every server gone a node stays what it is, unless it is told to go without a word; a server does not even then.
     for number in 1..=3 {
@@ -199,8 +134,8 @@ fn the_leaders_server_leaves_another_leads_and_it_comes_again() {
     let mut site = Site::new(4);
     site.form(3, 1);
     site.at_mut(1).import_hello();
-    site.at(1).apply(&app(8));
-    site.wait("eight copies", |site| ready_pods(site, 1).len() == 8);
+    site.at(1).apply(&hello(8));
+    site.wait("eight copies", |site| site.ready_pods(1).len() == 8);
     let leader = site.leader(1).expect("a leader");
     let others: Vec<usize> = (1..=3).filter(|number| *number != leader).collect();
     let (gone, other) = (format!("m{leader}"), others[0]);
@@ -222,7 +157,7 @@ fn the_leaders_server_leaves_another_leads_and_it_comes_again() {
         let (names, _, leads) = servers(site, other);
         names.len() == 2 && !names.contains(&gone) && leads.is_some_and(|name| name != gone)
     });
-    assert_eq!(ready_pods(&site, other).values().filter(|node| **node != gone).count(), 8, "all have moved");
+    assert_eq!(site.ready_pods(other).values().filter(|node| **node != gone).count(), 8, "all have moved");
     assert_eq!(site.ready_nodes(other).len(), 3);
 
     // With an empty log it is another server of the same name, and three vote again.
@@ -230,7 +165,7 @@ fn the_leaders_server_leaves_another_leads_and_it_comes_again() {
     site.wait("three servers to vote", |site| servers(site, other).1 == 3);
     site.await_ready_nodes(leader, 4);
     let _ = site.at(leader).coracle(&["scale", "deploy/hello", "--replicas", "10"]);
-    site.wait("ten copies", |site| ready_pods(site, leader).len() == 10);
+    site.wait("ten copies", |site| site.ready_pods(leader).len() == 10);
 
     // A server that does not lead goes too, here with its pods where they are.
     let follower =
@@ -255,7 +190,7 @@ fn the_leaders_server_leaves_another_leads_and_it_comes_again() {
     site.wait("two servers", |site| servers(site, other).0.len() == 2);
     assert!(site.at(other).get(&[&format!("node/{name}")]).is_null());
     site.wait("ten copies on three nodes", |site| {
-        let pods = ready_pods(site, other);
+        let pods = site.ready_pods(other);
         pods.len() == 10 && pods.values().all(|node| *node != name)
     });
     // The last that votes cannot go, and says so before anything is stopped.

@@ -2,22 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use coracle_cluster_tests::machine::workspace;
-use coracle_cluster_tests::site::Site;
-
-fn app() -> String {
-    std::fs::read_to_string(workspace().join("examples/hello.yaml")).expect("the example")
-}
-
-fn running(site: &Site, seen_by: usize) -> usize {
-    let pods = site.at(seen_by).get(&["pods"]);
-    let ready = |pod: &&serde_json::Value| {
-        let conditions = pod["status"]["conditions"].as_array();
-        let ready = conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True");
-        ready && pod["metadata"]["deletionTimestamp"].is_null()
-    };
-    pods["items"].as_array().into_iter().flatten().filter(ready).count()
-}
+use coracle_cluster_tests::site::{Site, hello};
 
 fn ids(site: &Site, seen_by: usize) -> BTreeMap<String, (String, u64)> {
     site.at(seen_by).container_ids()
@@ -28,8 +13,8 @@ fn an_old_backup_takes_over_what_runs_and_one_server_of_three_is_enough_to_go_on
     let mut site = Site::new(4);
     site.form(3, 1);
     site.all().for_each(coracle_cluster_tests::machine::Machine::import_hello);
-    site.at(1).apply(&app());
-    site.wait("three copies", |site| running(site, 1) == 3);
+    site.at(1).apply(&hello(3));
+    site.wait("three copies", |site| site.ready_pods(1).len() == 3);
     site.at(2).apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kept}\n");
     let file = site.at(1).folder().join("site.backup").display().to_string();
     let said = site.at(2).coracle(&["backup", &file]);
@@ -38,7 +23,7 @@ fn an_old_backup_takes_over_what_runs_and_one_server_of_three_is_enough_to_go_on
 
     // Life goes on: more copies, and one object that the backup does not know.
     let _ = site.at(1).coracle(&["scale", "deploy/hello", "--replicas", "6"]);
-    site.wait("six copies", |site| running(site, 1) == 6);
+    site.wait("six copies", |site| site.ready_pods(1).len() == 6);
     site.at(1).apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: later}\n");
     let before = ids(&site, 1);
 
@@ -64,7 +49,8 @@ fn an_old_backup_takes_over_what_runs_and_one_server_of_three_is_enough_to_go_on
     }
     site.await_ready_nodes(1, 4);
     site.wait("three copies and no more, as the backup says", |site| {
-        running(site, 1) == 3 && site.at(1).get(&["pods"])["items"].as_array().is_some_and(|pods| pods.len() == 3)
+        site.ready_pods(1).len() == 3
+            && site.at(1).get(&["pods"])["items"].as_array().is_some_and(|pods| pods.len() == 3)
     });
     assert!(site.at(3).coracle(&["get", "configmaps"]).contains("kept"));
     assert!(!site.at(3).coracle(&["get", "configmaps"]).contains("later"));

@@ -1,6 +1,7 @@
 //! Several machines on one network, each with the real program, and what can go wrong between them.
 
 mod api;
+mod apps;
 mod faults;
 mod processes;
 mod storage;
@@ -11,6 +12,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 pub use api::{Answered, Api, Credentials, Seen, Watch};
+pub use apps::{Load, hello};
 pub use faults::Where;
 pub use storage::Slow;
 

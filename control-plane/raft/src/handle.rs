@@ -278,10 +278,11 @@ impl Raft {
                 lock: Mutex::new(Some(lock)),
             }),
         };
-        // Both hold the handle: they end with `shutdown`, before the log is closed.
+        // All three hold the handle: they end with `shutdown`, before the log is closed.
         let keeping = tokio::spawn(crate::membership::keep(raft.clone(), stopped.clone()));
         let reading = tokio::spawn(until(stopped, crate::forward::read_rounds(raft.clone(), reading)));
-        raft.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend([keeping, reading]);
+        let finding = tokio::spawn(crate::finder::run(raft.clone(), raft.inner.stop.subscribe()));
+        raft.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend([keeping, reading, finding]);
         Ok(raft)
     }
 
@@ -296,6 +297,17 @@ impl Raft {
         let metrics = self.inner.engine.server_metrics();
         let seen = metrics.borrow_watched();
         members_of(seen.membership_config.membership())
+    }
+
+    /// The same, each where it was last heard from.
+    pub(crate) fn members_now(&self) -> Members {
+        let mut members = self.members();
+        for (server, member) in &mut members.servers {
+            if let Some(known) = self.inner.caller.known(*server) {
+                member.address = known.address;
+            }
+        }
+        members
     }
 
     /// Where a server was last heard from, which may be newer than what the log says of it.

@@ -123,7 +123,7 @@ impl Raft {
             Request::Hello => Answer::Hello {
                 server: identity.node,
                 leader: *self.leader_changes().borrow(),
-                members: self.members(),
+                members: self.members_now(),
             },
             Request::Join | Request::Remove { .. } if !self.is_leader() => self.elsewhere(),
             Request::Join => match self.admit(header.from, &header.sender).await {

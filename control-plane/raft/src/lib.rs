@@ -7,6 +7,7 @@
 mod adapter;
 mod batch;
 pub mod disk;
+mod finder;
 mod forward;
 mod handle;
 mod identity;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::identity::Identity;
 use crate::members::Member;
@@ -57,7 +58,9 @@ impl Peers for NoPeers {
 /// Where servers were last heard from: newer than what the log says of them.
 #[derive(Debug, Default)]
 struct Book {
-    heard: Mutex<HashMap<u64, Member>>,
+    heard: HashMap<u64, Member>,
+    /// When each last asked this server something, or gave it an answer.
+    met: HashMap<u64, Instant>,
 }
 
 /// More servers than a cluster ever has: the book cannot be filled by a stranger that got in.
@@ -67,7 +70,7 @@ const BOOK: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Caller {
     peers: Arc<dyn Peers>,
-    book: Arc<Book>,
+    book: Arc<Mutex<Book>>,
     identity: Identity,
     own: Member,
 }
@@ -87,26 +90,43 @@ impl Caller {
         &self.own
     }
 
-    fn heard(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Member>> {
-        self.book.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A server said where it is.
+    /// A server said where it is, or, with its address alone, answered there.
     pub fn learn(&self, server: u64, member: &Member) {
-        if server == self.identity.node || member.address.is_empty() {
+        if member.address.is_empty() {
             return;
         }
-        let mut heard = self.heard();
-        if heard.len() < BOOK || heard.contains_key(&server) {
-            // Whoever was thought to be there is somewhere else.
-            heard.retain(|other, known| *other == server || known.address != member.address);
-            heard.insert(server, member.clone());
+        let mut book = self.book();
+        // Whoever was thought to be there is somewhere else.
+        book.heard.retain(|other, known| *other == server || known.address != member.address);
+        if server == self.identity.node || (book.heard.len() >= BOOK && !book.heard.contains_key(&server)) {
+            return;
+        }
+        book.met.insert(server, Instant::now());
+        let known = book.heard.entry(server).or_default();
+        if member.name.is_empty() {
+            known.address.clone_from(&member.address);
+        } else {
+            known.clone_from(member);
         }
     }
 
-    /// What a server last said of itself.
+    /// What a server last said of itself; its address alone when it only answered.
     pub fn known(&self, server: u64) -> Option<Member> {
-        self.heard().get(&server).cloned()
+        self.book().heard.get(&server).cloned()
+    }
+
+    /// Since a server was last heard of; `None`: never.
+    pub fn silent(&self, server: u64) -> Option<Duration> {
+        self.book().met.get(&server).map(Instant::elapsed)
+    }
+
+    /// Every address in the book.
+    pub fn addresses(&self) -> Vec<String> {
+        self.book().heard.values().map(|known| known.address.clone()).collect()
     }
 
     fn address(&self, server: u64, member: &Member) -> String {
@@ -125,16 +145,18 @@ impl Caller {
         let answer = self.ask_at(&address, server, request, within).await?;
         match answer {
             Answer::Wrong { server: found } => {
-                // The address of the one may be known to be the other's: the next try goes where the log says.
+                // Whoever was thought to be there is not: the next try goes where the log says. What was learnt of it meanwhile stays.
                 self.learn(found, &Member { address: address.clone(), ..Member::default() });
-                self.heard().remove(&server);
                 let reason = format!("server {found:016x} is there, not {server:016x}");
                 Err(PeerError::Unreachable { address, reason })
             }
             Answer::WrongCluster => {
                 Err(PeerError::Unreachable { address, reason: "it belongs to another cluster".to_owned() })
             }
-            answer => Ok(answer),
+            answer => {
+                self.book().met.insert(server, Instant::now());
+                Ok(answer)
+            }
         }
     }
 

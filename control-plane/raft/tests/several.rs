@@ -300,6 +300,44 @@ async fn servers_with_exchanged_addresses_find_each_other() {
     shut(back).await;
 }
 
+/// The leader looks for the third where it is itself, the third for the leader where the first is, and where the third is nobody asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_new_address_nobody_would_ask_is_found() {
+    let site = Site::new();
+    let servers = site.three().await;
+    // The third knows less than the others: it cannot lead.
+    site.stop(3).await;
+    servers[1].propose(create("without the third")).await.unwrap();
+    site.stop(1).await;
+    site.stop(2).await;
+    // The third, now at m1, hears nobody until the second leads with the vote of the first.
+    site.isolate(1);
+    let mut back = Vec::new();
+    for (number, at) in [(1, 2), (2, 3), (3, 1)] {
+        let member = Member { address: address(at), ..site.config(number).member };
+        let plug = Plug { from: address(at), wires: site.wires.clone() };
+        let raft = Raft::open_among(RaftConfig { member, ..site.config(number) }, Arc::new(plug)).await.unwrap();
+        back.push(raft);
+    }
+    // All at once: while they open, none is asked.
+    for (raft, at) in back.iter().zip([2, 3, 1]) {
+        site.wires.servers.lock().unwrap().insert(address(at), raft.clone());
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while agreed_leader(&[&back[0], &back[1]]).await != 2 {
+        let handed_over = back[0].hand_over().await;
+        assert!(Instant::now() < end, "the second does not lead: {handed_over:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await; // poll
+    }
+    site.heal();
+    until("the third follows", || has(&back[2], "without the third")).await;
+    let right = |raft: &Raft| {
+        [(1, 2), (2, 3), (3, 1)].iter().all(|(node, at)| raft.members().servers[node].address == address(*at))
+    };
+    until("the log says where they are", || back.iter().all(right)).await;
+    shut(back).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copied_directory_is_refused_and_a_lost_disk_is_another_server() {
     let site = Site::new();
