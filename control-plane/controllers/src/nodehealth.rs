@@ -143,18 +143,20 @@ fn set_condition(node: &mut Value, kind: &str, status: &str, reason: &str, messa
     node["status"]["conditions"] = Value::Array(conditions);
 }
 
-/// Puts a taint on or takes it off.
+/// Puts a taint on or takes it off. One from the future is put on anew: a clock was set back, in the worst case by decades, and pods
+/// would not leave before it is there again.
 fn taint(node: &mut Cow<'_, Value>, key: &str, effect: &str, wanted: bool, now: Millis) {
     let is_it = |taint: &Value| taint["key"] == key && taint["effect"] == effect;
-    if list(&node["spec"]["taints"]).iter().any(is_it) == wanted {
+    let is_past = |taint: &Value| millis(&taint["timeAdded"]).is_none_or(|at| at <= now);
+    let mut held = list(&node["spec"]["taints"]).iter().filter(|taint| is_it(taint)).peekable();
+    if held.peek().is_some() == wanted && held.all(is_past) {
         return;
     }
     let node = node.to_mut();
     let mut taints = list(&node["spec"]["taints"]).to_vec();
+    taints.retain(|taint| !is_it(taint));
     if wanted {
         taints.push(json!({"key": key, "effect": effect, "timeAdded": rfc3339(now)}));
-    } else {
-        taints.retain(|taint| !is_it(taint));
     }
     if !node["spec"].is_object() {
         node["spec"] = json!({});

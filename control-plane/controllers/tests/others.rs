@@ -406,6 +406,26 @@ mod nodes {
     }
 
     #[test]
+    fn a_clock_set_back_by_decades_does_not_keep_pods_on_a_dead_node() {
+        let mut world = World::with_nodes(&["a", "b"]);
+        world.create(deployment("web", 4));
+        world.run_to_rest();
+        world.beats.get_mut("a").unwrap().age_ms = 4_001;
+        world.settle();
+        // The power of the site goes, and all clocks stand at the beginning.
+        world.now = 1_000;
+        world.settle();
+        let on_a = |world: &World| {
+            let on_a = |pod: &Arc<Object>| pod.tree()["spec"]["nodeName"] == "a" && !is_deleting(pod.tree());
+            world.list("pods").iter().filter(|pod| on_a(pod)).count()
+        };
+        assert_eq!(on_a(&world), 2, "it gets its time anew");
+        world.now += 3_000;
+        world.settle();
+        assert_eq!(on_a(&world), 0);
+    }
+
+    #[test]
     fn a_fenced_pod_moves_only_when_its_lease_has_certainly_run_out() {
         let mut world = World::with_nodes(&["a", "b", "c"]);
         let mut value = deployment("only", 1);
