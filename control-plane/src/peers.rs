@@ -8,7 +8,7 @@ use bytes::Bytes;
 use coracle_protocol::MAX_MESSAGE_BYTES;
 use coracle_protocol::tls::Wallet;
 use coracle_protocol::v1::servers_client::ServersClient;
-use coracle_protocol::v1::{BeatsAnswer, BeatsReport, LogRelay, TunnelDown, Words};
+use coracle_protocol::v1::{BeatsAnswer, BeatsReport, LogRelay, Slices, TunnelDown, Words};
 use coracle_raft::{Carried, PeerError, Peers};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -78,6 +78,12 @@ impl ServerPeers {
         };
         let late = || PeerError::Lost { address: address.to_owned(), reason: "it does not answer".to_owned() };
         tokio::time::timeout(2 * ALIVE, asked).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Returns once the agents of that server have taken over what the slices say.
+    pub async fn settle(&self, address: &str, slices: Slices) -> Result<(), PeerError> {
+        let answer = self.client(address, false).await?.settle(slices).await;
+        answer.map(|_| ()).map_err(|status| self.failed(address, false, &status))
     }
 
     /// A log from a node whose session that server holds; `None` when it holds none.

@@ -23,7 +23,7 @@ use crate::memory::{LogHandle, LogPlan, MemoryError, open};
 use crate::peers::ServerPeers;
 use crate::pki::{Authority, Credential, NODES, PkiError, SERVERS, Subject, write};
 use crate::servers::ServerDoor;
-use crate::sessions::{NetworkPlan, Sessions};
+use crate::sessions::{LettingGo, NetworkPlan, Sessions};
 use crate::{bootstrap, kubeconfig};
 
 /// What a server must be told.
@@ -209,6 +209,8 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
         api_port: api_address.port(),
     };
     drain.spawn(leader::run(duties, drain.clone()));
+    let letting_go = LettingGo { raft: log.raft().clone(), peers: peers.clone(), sessions: sessions.clone() };
+    drain.spawn(letting_go.run(drain.clone()));
     drain.spawn(crate::beats::run(log.raft().clone(), peers, sessions.clone(), drain.clone()));
 
     let kubeconfig = config.data_dir.join("admin.kubeconfig");

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use coracle_protocol::MAX_MESSAGE_BYTES;
 use coracle_protocol::v1::servers_server::{Servers, ServersServer};
-use coracle_protocol::v1::{BeatsAnswer, BeatsReport, LogRelay, TunnelDown, Words};
+use coracle_protocol::v1::{BeatsAnswer, BeatsReport, Empty, LogRelay, Slices, TunnelDown, Words};
 use coracle_raft::Raft;
 use std::sync::Arc;
 use tokio_stream::{Stream, StreamExt as _};
@@ -63,6 +63,13 @@ impl Servers for ServerDoor {
         // The round is begun after the beats have come: nobody else can have led meanwhile.
         let leases = if raft.confirm_leading().await { sessions.grant(&nodes) } else { Vec::new() };
         Ok(Response::new(BeatsAnswer { leases }))
+    }
+
+    async fn settle(&self, request: Request<Slices>) -> Result<Response<Empty>, Status> {
+        check(&request)?;
+        let sessions = self.sessions.get().ok_or_else(early)?;
+        sessions.settle(&request.into_inner()).await;
+        Ok(Response::new(Empty {}))
     }
 
     async fn logs(&self, request: Request<LogRelay>) -> Result<Response<Self::LogsStream>, Status> {

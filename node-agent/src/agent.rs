@@ -26,7 +26,7 @@ use crate::pods::Pods;
 use crate::pods::board::Board;
 use crate::pods::node::{HostResolver, Node, Paths, remove_tree};
 use crate::real::{NodeNetwork, RuntimeContainers, StoreImages};
-use crate::session::{Leases, Session, SessionState};
+use crate::session::{Leases, LetGo, Session, SessionState};
 use crate::tunnels::Tunnels;
 
 /// How often images that nobody needs are removed.
@@ -181,6 +181,7 @@ impl Agent {
         let outbox = Arc::new(Outbox::default());
         let board = Arc::new(Board::default());
         let leases = watch::Sender::<Leases>::default();
+        let let_go = watch::Sender::<LetGo>::default();
         let node = Arc::new(Node {
             name: config.node_name.clone(),
             clock,
@@ -190,6 +191,7 @@ impl Agent {
             network: Arc::new(network.clone()),
             state: ledger.watch(),
             serving: network.serving(),
+            let_go: let_go.subscribe(),
             lease: leases.subscribe(),
             outbox: outbox.clone(),
             host_ip: facts.ip,
@@ -218,6 +220,8 @@ impl Agent {
             tunnels: Tunnels::new(paths.logs(), running(board)),
             state: session_state,
             lease: leases,
+            let_go,
+            applied: network.applied(),
             orphans_until: None,
         };
         drain.spawn(session.run(session_end.clone()));

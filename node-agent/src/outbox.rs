@@ -29,6 +29,8 @@ struct Inner {
     dirty: BTreeSet<String>,
     gone: BTreeMap<String, PodGone>,
     gone_dirty: BTreeSet<String>,
+    leaving: BTreeMap<String, PodGone>,
+    leaving_dirty: BTreeSet<String>,
     events: VecDeque<NodeEvent>,
     orphans: Vec<Item>,
     node_status: Vec<u8>,
@@ -37,8 +39,8 @@ struct Inner {
 
 impl Inner {
     fn is_empty(&self) -> bool {
-        let pods = self.dirty.is_empty() && self.gone_dirty.is_empty() && self.orphans.is_empty();
-        pods && self.events.is_empty() && !self.node_dirty
+        let pods = self.dirty.is_empty() && self.gone_dirty.is_empty() && self.leaving_dirty.is_empty();
+        pods && self.orphans.is_empty() && self.events.is_empty() && !self.node_dirty
     }
 }
 
@@ -57,10 +59,22 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// A pod is about to be ended: the servers say when nobody sends it anything new. Said again in a new session until it is gone.
+    pub fn leaving(&self, pod: PodGone) {
+        {
+            let mut inner = self.lock();
+            inner.leaving_dirty.insert(pod.uid.clone());
+            inner.leaving.insert(pod.uid.clone(), pod);
+        }
+        self.changed.notify_one();
+    }
+
     /// Nothing is left of a pod.
     pub fn gone(&self, gone: PodGone) {
         {
             let mut inner = self.lock();
+            inner.leaving.remove(&gone.uid);
+            inner.leaving_dirty.remove(&gone.uid);
             inner.statuses.remove(&gone.uid);
             inner.dirty.remove(&gone.uid);
             inner.gone_dirty.insert(gone.uid.clone());
@@ -80,6 +94,8 @@ impl Outbox {
         let mut inner = self.lock();
         inner.gone.remove(uid);
         inner.gone_dirty.remove(uid);
+        inner.leaving.remove(uid);
+        inner.leaving_dirty.remove(uid);
         inner.statuses.remove(uid);
         inner.dirty.remove(uid);
     }
@@ -115,6 +131,7 @@ impl Outbox {
             let mut inner = self.lock();
             inner.dirty = inner.statuses.keys().cloned().collect();
             inner.gone_dirty = inner.gone.keys().cloned().collect();
+            inner.leaving_dirty = inner.leaving.keys().cloned().collect();
             inner.node_dirty = false;
         }
         self.changed.notify_one();
@@ -148,6 +165,11 @@ impl Outbox {
             && let Some(uid) = inner.gone_dirty.pop_first()
         {
             report.gone.extend(inner.gone.get(&uid).cloned());
+        }
+        while report.leaving.len() < PODS_PER_REPORT
+            && let Some(uid) = inner.leaving_dirty.pop_first()
+        {
+            report.leaving.extend(inner.leaving.get(&uid).cloned());
         }
         let events = inner.events.len().min(EVENTS_PER_REPORT);
         report.events = inner.events.drain(..events).collect();
@@ -185,10 +207,16 @@ mod tests {
         };
         assert_eq!(said(outbox.take().unwrap()), ["a2", "b1"]);
         assert_eq!(outbox.take(), None);
+        outbox.leaving(gone("b"));
+        assert_eq!(outbox.take().unwrap().leaving, [gone("b")]);
+        outbox.begin_session();
+        assert_eq!(outbox.take().unwrap().leaving, [gone("b")], "the server that heard it may be dead");
         outbox.gone(gone("b"));
         outbox.begin_session();
         let report = outbox.take().unwrap();
-        assert_eq!(report.gone, [gone("b")]);
+        assert_eq!((report.gone, report.leaving), (vec![gone("b")], Vec::new()));
+        outbox.begin_session();
+        let report = outbox.take().unwrap();
         assert_eq!(said(report), ["a2"]);
         outbox.forget("b");
         outbox.begin_session();

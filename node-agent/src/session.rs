@@ -9,7 +9,7 @@ use std::time::Duration;
 use coracle_protocol::tls::{Papers, RENEW_BELOW, TlsError, Wallet, life_left};
 use coracle_protocol::v1::agents_client::AgentsClient;
 use coracle_protocol::v1::{
-    Beat, FromAgent, FromServer, Generation, Hello, Item, Renewal, Settings, from_agent, from_server,
+    Beat, FromAgent, FromServer, Generation, Hello, Item, Renewal, Settings, Settle, Settled, from_agent, from_server,
 };
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
 use rand::RngExt as _;
@@ -67,6 +67,18 @@ pub struct Leases {
     pub pods: std::collections::HashSet<String>,
 }
 
+/// Pods that are leaving and that no node sends anything new.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LetGo {
+    /// A server that says so has been talked to: without one nobody is waited for.
+    pub heard: bool,
+    /// Uids.
+    pub pods: Arc<std::collections::HashSet<String>>,
+}
+
+/// Endpoints that a server waits for in one round, at most.
+const SETTLES: usize = 64;
+
 /// Everything a session needs.
 pub struct Session {
     /// The node's name.
@@ -89,6 +101,10 @@ pub struct Session {
     pub state: watch::Sender<SessionState>,
     /// What the cluster's leader has granted last.
     pub lease: watch::Sender<Leases>,
+    /// Pods that may be ended.
+    pub let_go: watch::Sender<LetGo>,
+    /// What the kernel's tables were last made of.
+    pub applied: watch::Receiver<State>,
     /// Until when pods of an older life of the cluster are kept for the new one; `None` at the start.
     pub orphans_until: Option<Instant>,
 }
@@ -226,7 +242,9 @@ impl Session {
         let answer = client.session(ReceiverStream::new(receiver)).await;
         let mut down =
             answer.map_err(|status| SessionError::Refused(name.clone(), status.message().to_owned()))?.into_inner();
-        let talk = talk(self.outbox.clone(), up, self.ledger.watch());
+        let (settles, asked) = mpsc::channel(SETTLES);
+        let talk =
+            talk(self.outbox.clone(), up, self.ledger.watch(), Settling { asked, applied: self.applied.clone() });
         tokio::pin!(talk);
         let mut look = tokio::time::interval(LOOK_AT_PAPERS);
         loop {
@@ -254,7 +272,9 @@ impl Session {
                 }
             };
             match received {
-                Ok(Some(FromServer { message: Some(received) })) => self.take(&name, received, &client).await?,
+                Ok(Some(FromServer { message: Some(received) })) => {
+                    self.take(&name, received, &client, &settles).await?
+                }
                 Ok(Some(FromServer { message: None })) => tracing::debug!("a message of a newer server is ignored"),
                 Ok(None) => return Err(SessionError::Closed(name)),
                 Err(status) => return Err(SessionError::Broke(name, status.message().to_owned())),
@@ -267,6 +287,7 @@ impl Session {
         server: &str,
         received: from_server::Message,
         client: &AgentsClient<Channel>,
+        settles: &mpsc::Sender<Settle>,
     ) -> Result<(), SessionError> {
         match received {
             from_server::Message::Welcome(welcome) => {
@@ -276,6 +297,7 @@ impl Session {
                     version = welcome.version,
                     "session with a server"
                 );
+                self.let_go.send_modify(|let_go| let_go.heard = welcome.lets_go);
                 self.state.send_replace(SessionState {
                     connected: true,
                     because: None,
@@ -295,9 +317,22 @@ impl Session {
                 let until = lease.sent_boottime_ms.saturating_add(lease.ttl_ms);
                 self.lease.send_replace(Leases { until_boottime_ms: until, pods: lease.pods.into_iter().collect() });
             }
+            // One that finds no room is not answered, and the server does not wait for ever.
+            from_server::Message::Settle(settle) => drop(settles.try_send(settle)),
+            from_server::Message::LetGone(gone) => self.let_go(gone.pods),
             from_server::Message::OpenTunnel(open) => self.tunnels.open(open, client.clone()),
         }
         Ok(())
+    }
+
+    /// Remembers them for as long as they are here.
+    fn let_go(&mut self, gone: Vec<String>) {
+        let state = self.ledger.state();
+        let here: std::collections::HashSet<&str> = state.list("pods").map(|(_, held)| held.uid.as_str()).collect();
+        self.let_go.send_modify(|let_go| {
+            let known = let_go.pods.iter().cloned().chain(gone);
+            let_go.pods = Arc::new(known.filter(|uid| here.contains(uid.as_str())).collect());
+        });
     }
 
     /// Says what runs here and belongs to an older life of the cluster, once a session.
@@ -359,8 +394,46 @@ fn message(message: from_agent::Message) -> FromAgent {
     FromAgent { message: Some(message) }
 }
 
-/// Beats and reports, until the stream no longer takes them.
-async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>, state: watch::Receiver<State>) {
+/// What servers wait for in this node's kernel.
+struct Settling {
+    asked: mpsc::Receiver<Settle>,
+    applied: watch::Receiver<State>,
+}
+
+impl Settling {
+    /// The next ticket whose slices the kernel has, of those that `wait`. Cancel safe.
+    async fn next(&mut self, wait: &mut Vec<Settle>) -> u64 {
+        loop {
+            let state = self.applied.borrow_and_update().clone();
+            if let Some(at) = wait.iter().position(|settle| has(&state, settle)) {
+                return wait.swap_remove(at).ticket;
+            }
+            tokio::select! {
+                // Cancel safe both.
+                settle = self.asked.recv() => match settle {
+                    Some(settle) if wait.len() < SETTLES => wait.push(settle),
+                    Some(_) => {}
+                    None => std::future::pending().await,
+                },
+                changed = self.applied.changed(), if !wait.is_empty() => if changed.is_err() { std::future::pending().await },
+            }
+        }
+    }
+}
+
+/// Whether the tables were made of these slices or later ones. One that is not there sends nothing anywhere.
+fn has(state: &State, settle: &Settle) -> bool {
+    let slices = settle.slices.iter().flat_map(|slices| &slices.slices);
+    slices.into_iter().all(|at| {
+        let held = state.get("endpointslices.discovery.k8s.io", &at.namespace, &at.name);
+        let generation = (state.generation.epoch, held.map_or(u64::MAX, |held| held.revision));
+        generation >= (at.epoch, at.revision)
+    })
+}
+
+/// Beats, reports and what is settled, until the stream no longer takes them.
+async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>, state: watch::Receiver<State>, mut settling: Settling) {
+    let mut unsettled = Vec::new();
     let mut next_beat = Instant::now();
     let mut quiet_until = Instant::now();
     loop {
@@ -375,6 +448,7 @@ async fn talk(outbox: Arc<Outbox>, up: mpsc::Sender<FromAgent>, state: watch::Re
                 quiet_until = Instant::now() + REPORT_EVERY;
                 up.send(message(from_agent::Message::Report(report))).await
             }
+            ticket = settling.next(&mut unsettled) => up.send(message(from_agent::Message::Settled(Settled { ticket }))).await,
         };
         if sent.is_err() {
             return;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use coracle_daemon::Drain;
 use coracle_node_agent::ledger::Ledger;
 use coracle_node_agent::outbox::Outbox;
-use coracle_node_agent::session::{Session, SessionState};
+use coracle_node_agent::session::{LetGo, Session, SessionState};
 use coracle_node_agent::tunnels::Tunnels;
 use coracle_node_agent::{Identity, ServerEndpoint};
-use coracle_protocol::v1::{LogRequest, NodeEvent, PodGone, PodStatus};
+use coracle_protocol::v1::{LetGone, LogRequest, NodeEvent, PodGone, PodStatus, Settle, SliceAt, Slices, from_server};
 use serde_json::json;
 use support::{NODE, Pki, TestServer, pod, sh};
 use tokio::sync::watch;
@@ -23,6 +23,9 @@ struct Rig {
     outbox: Arc<Outbox>,
     ledger: watch::Receiver<coracle_node_agent::ledger::State>,
     state: watch::Receiver<SessionState>,
+    /// What the kernel's tables were last made of.
+    applied: watch::Sender<coracle_node_agent::ledger::State>,
+    let_go: watch::Receiver<LetGo>,
 }
 
 fn rig(pki: &Pki, servers: &[&str]) -> Rig {
@@ -31,7 +34,16 @@ fn rig(pki: &Pki, servers: &[&str]) -> Rig {
     let ledger = Ledger::open(&dir.path().join("data"), &dir.path().join("run"), &drain.watch()).unwrap();
     let outbox = Arc::new(Outbox::default());
     let state = watch::Sender::new(SessionState::default());
-    let rig = Rig { drain, outbox: outbox.clone(), ledger: ledger.watch(), state: state.subscribe(), dir };
+    let (applied, let_go) = (watch::Sender::default(), watch::Sender::<LetGo>::default());
+    let rig = Rig {
+        drain,
+        outbox: outbox.clone(),
+        ledger: ledger.watch(),
+        state: state.subscribe(),
+        applied,
+        let_go: let_go.subscribe(),
+        dir,
+    };
     let session = Session {
         node: NODE.into(),
         identity: watch::Sender::new(Identity {
@@ -47,6 +59,8 @@ fn rig(pki: &Pki, servers: &[&str]) -> Rig {
         tunnels: Tunnels::new(rig.dir.path().join("logs"), Arc::new(|_: &LogRequest| Err("ContainerCreating".into()))),
         state,
         lease: watch::Sender::default(),
+        let_go,
+        applied: rig.applied.subscribe(),
         orphans_until: None,
     };
     rig.drain.watch().spawn(session.run(rig.drain.watch().token()));
@@ -98,6 +112,38 @@ async fn a_server_that_comes_back_hears_all_that_holds() {
     second.told(|told| assert!(!told.statuses.contains_key("b")));
     rig.ledger.wait_for(|state| state.get("pods", "default", "c").is_some()).await.unwrap();
     drop(rig.dir);
+}
+
+#[tokio::test]
+async fn what_a_server_waits_for_is_said_once_the_kernel_has_it() {
+    let (pki, server) = (Pki::new(), TestServer::new());
+    server.put("pods", pod("a", json!([sh("true")]), json!({})));
+    let slice = || json!({"metadata": {"name": "web-1", "namespace": "default"}, "endpoints": []});
+    server.put("endpointslices.discovery.k8s.io", slice());
+    let address = server.serve(&pki, 0, CancellationToken::new()).await;
+    let mut rig = rig(&pki, &[&address.to_string()]);
+    let held = |state: &coracle_node_agent::ledger::State| {
+        state.get("endpointslices.discovery.k8s.io", "default", "web-1").map(|held| held.revision)
+    };
+    let first = rig.ledger.wait_for(|state| held(state).is_some()).await.unwrap().clone();
+    let now = held(&first).unwrap();
+    rig.applied.send_replace(first);
+    let at = |name: &str, revision| SliceAt { namespace: "default".into(), name: name.into(), epoch: 1, revision };
+    let ask = |ticket, slices| from_server::Message::Settle(Settle { ticket, slices: Some(Slices { slices }) });
+    server.say(ask(1, vec![at("web-1", now + 1), at("gone-1", now + 1)])).await;
+    server.say(ask(2, vec![at("web-1", now)])).await;
+    server.until("settled for the older", |told| told.settled == [2]).await;
+    // The ledger has the newer one; the kernel does not yet.
+    server.put("endpointslices.discovery.k8s.io", slice());
+    let second = rig.ledger.wait_for(|state| held(state) == Some(now + 1)).await.unwrap().clone();
+    server.say(ask(3, Vec::new())).await;
+    server.until("settled for nothing", |told| told.settled == [2, 3]).await;
+    rig.applied.send_replace(second);
+    server.until("settled for the newer", |told| told.settled == [2, 3, 1]).await;
+    // Who is let go of is remembered for as long as it is here.
+    server.say(from_server::Message::LetGone(LetGone { pods: vec!["uid-a".into(), "uid-b".into()] })).await;
+    let let_go = rig.let_go.wait_for(|let_go| !let_go.pods.is_empty()).await.unwrap().clone();
+    assert_eq!(let_go.pods.iter().collect::<Vec<_>>(), ["uid-a"]);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use coracle_node_agent::outbox::Outbox;
 use coracle_node_agent::pods::Pods;
 use coracle_node_agent::pods::board::Board;
 use coracle_node_agent::pods::node::{HostResolver, Node, Paths};
-use coracle_node_agent::session::Leases;
+use coracle_node_agent::session::{Leases, LetGo};
 use coracle_protocol::v1::{Feed, Generation, Item, Ref};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ struct Rig {
     network: Arc<FakeNetwork>,
     outbox: Arc<Outbox>,
     serving: watch::Sender<Arc<HashSet<Ipv4Addr>>>,
+    let_go: watch::Sender<LetGo>,
     lease: watch::Sender<Leases>,
     pods: Pods,
     board: Arc<Board>,
@@ -36,6 +37,7 @@ struct Rig {
     events: Vec<String>,
     statuses: BTreeMap<String, Value>,
     gone: Vec<String>,
+    leaving: Vec<String>,
 }
 
 impl Rig {
@@ -59,6 +61,7 @@ impl Rig {
         let ledger = Ledger::open(&data, &run, &drain.watch()).unwrap();
         // An agent that has just begun holds none.
         let lease = watch::Sender::<Leases>::default();
+        let let_go = watch::Sender::<LetGo>::default();
         let (outbox, board) = (Arc::new(Outbox::default()), Arc::new(Board::default()));
         let node = Arc::new(Node {
             name: "n1".into(),
@@ -69,6 +72,7 @@ impl Rig {
             network: network.clone(),
             state: ledger.watch(),
             serving: serving.subscribe(),
+            let_go: let_go.subscribe(),
             lease: lease.subscribe(),
             outbox: outbox.clone(),
             host_ip: Ipv4Addr::new(192, 0, 2, 1),
@@ -86,6 +90,7 @@ impl Rig {
             network,
             outbox,
             serving,
+            let_go,
             lease,
             pods,
             board,
@@ -93,6 +98,7 @@ impl Rig {
             events: Vec::new(),
             statuses: BTreeMap::new(),
             gone: Vec::new(),
+            leaving: Vec::new(),
         }
     }
 
@@ -149,6 +155,7 @@ impl Rig {
             for pod in report.pods {
                 self.statuses.insert(pod.name, serde_json::from_slice(&pod.status).unwrap());
             }
+            self.leaving.extend(report.leaving.into_iter().map(|pod| pod.name));
             self.gone.extend(report.gone.into_iter().map(|gone| gone.name));
         }
     }
@@ -270,6 +277,26 @@ async fn a_pod_keeps_serving_until_services_let_go_of_it() {
     rig.serving.send_replace(Arc::default());
     rig.until("gone", |rig| rig.gone == ["a"]).await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_keeps_serving_until_every_node_has_let_go_of_it_or_too_much_time_has_passed() {
+    let mut rig = Rig::new();
+    // A server that answers for the other nodes.
+    rig.let_go.send_modify(|let_go| let_go.heard = true);
+    let grace = json!({"terminationGracePeriodSeconds": 600});
+    rig.feed(true, &[pod("a", grace.clone()), pod("b", grace)], &[]).await;
+    rig.until("ready", |rig| rig.ready("a") && rig.ready("b")).await;
+    let began = tokio::time::Instant::now();
+    rig.feed(false, &[deleted(pod("a", json!({})), 600), deleted(pod("b", json!({})), 600)], &[]).await;
+    rig.until("told to stop", |rig| rig.events.iter().filter(|event| event.contains("Killing")).count() == 2).await;
+    assert_eq!(rig.leaving, ["a", "b"], "the servers hear of both");
+    rig.let_go.send_modify(|let_go| let_go.pods = Arc::new(HashSet::from(["uid-a".to_owned()])));
+    rig.until("gone", |rig| rig.gone == ["a"]).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(rig.containers.is_running("uid-b", "c"), "nobody has let go of it");
+    rig.until("gone too", |rig| rig.gone == ["a", "b"]).await;
+    assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@
 mod feed;
 mod register;
 mod report;
+mod settle;
 mod tunnels;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::pki::{Authority, NODES};
 use coracle_api::Memory;
 pub use register::NetworkPlan;
+pub(crate) use settle::{Leaving, LettingGo};
 pub use tunnels::{TunnelChunks, TunnelError};
 
 /// An agent that says nothing for so long after connecting is hung up on.
@@ -92,6 +94,10 @@ struct Inner {
     /// Whether this server has heard of a leader lately: without one it knows nothing new.
     useful: std::sync::atomic::AtomicBool,
     tunnels: tunnels::Waiting,
+    /// Rounds that wait for agents' kernels.
+    rounds: settle::Rounds,
+    /// Pods that are about to be ended, on their way to who asks all nodes.
+    leaving: Mutex<Option<mpsc::Sender<Leaving>>>,
     next_session: std::sync::atomic::AtomicU64,
     feeds: Arc<feed::Feeds>,
     /// New nodes are taken in one by one: all at once would ask for the same block of addresses.
@@ -126,6 +132,8 @@ impl Sessions {
                 servers: Mutex::default(),
                 useful: std::sync::atomic::AtomicBool::new(true),
                 tunnels: tunnels::Waiting::default(),
+                rounds: settle::Rounds::default(),
+                leaving: Mutex::default(),
                 next_session: std::sync::atomic::AtomicU64::new(1),
                 newcomers: tokio::sync::Mutex::default(),
                 beat_every: beat_every(0).into(),
@@ -333,7 +341,9 @@ impl Sessions {
                 Some(Ok(FromAgent { message: Some(message) })) if !self.beat(&node, session, &message) => break,
                 Some(Ok(FromAgent { message: Some(message) })) => match message {
                     from_agent::Message::Beat(_) => {}
-                    from_agent::Message::Report(newer) => {
+                    from_agent::Message::Settled(settled) => self.inner.rounds.settled(settled.ticket, &node),
+                    from_agent::Message::Report(mut newer) => {
+                        self.leave(&node, std::mem::take(&mut newer.leaving));
                         let whole = report::merged(std::mem::take(&mut unstored), newer);
                         unstored = report::apply(&*self.inner.memory, &node, whole).await;
                         pause = RETRY_AFTER;
@@ -357,6 +367,7 @@ impl Sessions {
             && entry.session == session
         {
             entry.connected = false;
+            self.inner.rounds.gone(&node);
         }
     }
 
@@ -412,6 +423,7 @@ impl Agents for Sessions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster_id: self.inner.cluster_id.clone(),
             settings: Some(settings),
+            lets_go: true,
         };
         down.send(Ok(FromServer { message: Some(from_server::Message::Welcome(welcome)) }))
             .await

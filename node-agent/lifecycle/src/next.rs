@@ -81,9 +81,9 @@ pub enum Step {
     },
 }
 
-/// How long a pod that is deleted may go on serving until no Service sends it new connections: at most this, and at most a
+/// How long a pod that is deleted may go on serving until no node sends it new connections: at most this, and at most a
 /// quarter of its grace.
-const RELEASE_MS: Millis = 2000;
+const RELEASE_MS: Millis = 10_000;
 /// Between the stop signal and the kill, however short the grace has become.
 const LAST_GRACE_MS: Millis = 2000;
 /// A kill that had no effect is sent again.

@@ -14,7 +14,7 @@ use crate::clock::AgentClock;
 use crate::facilities::{Containers, Images, Network};
 use crate::ledger::State;
 use crate::outbox::Outbox;
-use crate::session::Leases;
+use crate::session::{Leases, LetGo};
 use crate::volumes::VolumeDirs;
 
 /// What must be left of a lease for a container to be started under it.
@@ -126,6 +126,8 @@ pub struct Node {
     pub state: watch::Receiver<State>,
     /// Addresses that Services on this node send new connections to, as the kernel knows them.
     pub serving: watch::Receiver<Arc<HashSet<Ipv4Addr>>>,
+    /// Pods that no node sends anything new, as the servers say.
+    pub let_go: watch::Receiver<LetGo>,
     /// Which fenced pods may run here, and until when: the last the cluster's leader has granted, on the clock of
     /// `Containers::boottime_ms` and counted from the moment the beat was *sent* that it answers. The leader names pods that it
     /// holds assigned to this node, so that one moved away meanwhile is not started by a lease that comes before the feed.

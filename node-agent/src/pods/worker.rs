@@ -23,7 +23,7 @@ use super::record::Record;
 use super::steps::{self, Job, Made, Stage};
 use crate::facilities::{Failure, RunState, SandboxEvent};
 use crate::ledger::State;
-use crate::session::Leases;
+use crate::session::{Leases, LetGo};
 use crate::{logs, probes, volumes};
 
 /// Outcomes on their way back: a pod has a handful of probes and one step at a time.
@@ -103,6 +103,9 @@ pub(super) struct Worker {
     turns: u64,
     state: watch::Receiver<State>,
     serving: watch::Receiver<Arc<std::collections::HashSet<std::net::Ipv4Addr>>>,
+    let_go: watch::Receiver<LetGo>,
+    /// The servers were told that it is leaving.
+    says_it_leaves: bool,
     lease: watch::Receiver<Leases>,
     /// What renews the lease of a fenced pod.
     keeper: JoinSet<()>,
@@ -126,6 +129,8 @@ impl Worker {
             told: object["status"].clone(),
             state: node.state.clone(),
             serving: node.serving.clone(),
+            let_go: node.let_go.clone(),
+            says_it_leaves: false,
             lease: node.lease.clone(),
             keeper: JoinSet::new(),
             outcomes: mpsc::channel(OUTCOMES),
@@ -222,6 +227,13 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
+        let waits_to_leave = self.seen.stop.as_ref().is_some_and(|stop| !stop.released);
+        let let_go = async {
+            // Without a sender nobody says it.
+            if !waits_to_leave || self.let_go.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
         let waits_for_lease = self.seen.lacks_lease() && self.seen.stop.is_none();
         let lease = async {
             // Without a sender there will be none.
@@ -236,6 +248,7 @@ impl Worker {
             event = sandbox => Woken::Sandbox(event),
             changed = self.state.changed() => if changed.is_ok() { Woken::State } else { Woken::Time },
             changed = self.serving.changed() => if changed.is_ok() { Woken::State } else { Woken::Time },
+            () = let_go => Woken::State,
             _ = measure => Woken::Measure,
             () = lease => Woken::Lease,
             () = time => Woken::Time,
@@ -734,8 +747,20 @@ impl Worker {
         if stop.released {
             return;
         }
+        if stop.why == StopReason::Deleted && !std::mem::replace(&mut self.says_it_leaves, true) {
+            let pod = PodGone {
+                namespace: self.pod.namespace.clone(),
+                name: self.pod.name.clone(),
+                uid: self.pod.uid.clone(),
+            };
+            self.node.outbox.leaving(pod);
+        }
         let serving = self.seen.ip().is_some_and(|ip| self.serving.borrow_and_update().contains(&ip));
-        if !serving || self.pod.host_network {
+        let elsewhere = {
+            let let_go = self.let_go.borrow_and_update();
+            let_go.heard && self.seen.ip().is_some() && !let_go.pods.contains(&self.pod.uid)
+        };
+        if !(serving || elsewhere) || self.pod.host_network {
             self.seen.released();
         }
     }

@@ -85,6 +85,8 @@ pub struct NodeNetwork {
     underlay: Option<Ipv4Addr>,
     upstreams: Vec<SocketAddr>,
     serving: watch::Sender<Arc<HashSet<Ipv4Addr>>>,
+    /// What the kernel's tables were last made of.
+    applied: watch::Sender<State>,
     /// Why it is not as it should be, for the pods that wait for it.
     problem: Arc<Mutex<Option<String>>>,
 }
@@ -95,14 +97,21 @@ impl NodeNetwork {
     #[must_use]
     pub fn new(names: NetworkNames, upstreams: Vec<SocketAddr>, clock: AgentClock, underlay: Option<Ipv4Addr>) -> Self {
         let serving = watch::Sender::new(Arc::default());
+        let applied = watch::Sender::new(State::default());
         let underlay = underlay.filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
-        Self { standing: Arc::default(), clock, names, underlay, upstreams, serving, problem: Arc::default() }
+        Self { standing: Arc::default(), clock, names, underlay, upstreams, serving, applied, problem: Arc::default() }
     }
 
     /// Addresses that Services send new connections to, as the kernel knows them.
     #[must_use]
     pub fn serving(&self) -> watch::Receiver<Arc<HashSet<Ipv4Addr>>> {
         self.serving.subscribe()
+    }
+
+    /// What the kernel's tables were last made of.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<State> {
+        self.applied.subscribe()
     }
 
     /// Sets the network up with what the cluster told: bridge, table, addresses of pods that run. Once.
@@ -261,6 +270,7 @@ impl NodeNetwork {
             standing.netd.apply(tables.desired.clone()).await?;
             self.serving.send_replace(Arc::new(feeds::serving(&tables.desired)));
         }
+        self.applied.send_replace(state.clone());
         if applied.as_ref().is_none_or(|before| before.zone != tables.zone) {
             let input = coracle_dns::ZoneInput { serial, ..tables.zone.clone() };
             match Zone::build(&input) {

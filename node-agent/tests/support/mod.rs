@@ -93,6 +93,7 @@ pub struct Told {
     pub statuses: BTreeMap<String, Value>,
     pub events: Vec<String>,
     pub gone: Vec<String>,
+    pub settled: Vec<u64>,
     pub node: Value,
     pub beats: u64,
     pub hellos: u64,
@@ -180,6 +181,12 @@ impl TestServer {
 
     pub fn told<T>(&self, look: impl FnOnce(&Told) -> T) -> T {
         look(&self.inner.told.lock().unwrap())
+    }
+
+    /// Says something to the agent that no feed says.
+    pub async fn say(&self, message: from_server::Message) {
+        let down = self.inner.down.lock().unwrap().clone().expect("a session");
+        down.send(Ok(FromServer { message: Some(message) })).await.expect("a session");
     }
 
     /// Makes an object exist.
@@ -270,6 +277,7 @@ impl TestServer {
             match message {
                 from_agent::Message::Beat(_) => told.beats += 1,
                 from_agent::Message::Hello(_) => {}
+                from_agent::Message::Settled(settled) => told.settled.push(settled.ticket),
                 from_agent::Message::Report(report) => {
                     told.reports += 1;
                     for pod in report.pods {
