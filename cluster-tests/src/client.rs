@@ -68,6 +68,7 @@ impl Shared {
 /// Clients at work.
 pub struct Crew {
     shared: Arc<Shared>,
+    place: fn(usize) -> Where,
     hands: Vec<JoinHandle<()>>,
     watchers: Vec<JoinHandle<Followed>>,
 }
@@ -95,6 +96,20 @@ impl Crew {
     /// The first server does not answer.
     #[must_use]
     pub fn start(site: &Site, servers: &[usize], name: &str, seed: u64) -> Self {
+        Self::of(site, servers, name, seed, Where::At)
+    }
+
+    /// The same, none of them on a machine: they go on asking when it loses its power.
+    ///
+    /// # Panics
+    /// As `start`.
+    #[must_use]
+    pub fn outside(site: &Site, servers: &[usize], name: &str, seed: u64) -> Self {
+        Self::of(site, servers, name, seed, |_| Where::Outside)
+    }
+
+    /// With a place for those that keep to one server.
+    fn of(site: &Site, servers: &[usize], name: &str, seed: u64, place: fn(usize) -> Where) -> Self {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             history: History::new(),
@@ -106,7 +121,7 @@ impl Crew {
         });
         let listed = site.api(Where::Outside, servers[0]).list();
         let begin = listed.object().and_then(revision).unwrap_or_else(|| panic!("nobody answers: {listed:?}"));
-        let mut crew = Self { shared, hands: Vec::new(), watchers: Vec::new() };
+        let mut crew = Self { shared, place, hands: Vec::new(), watchers: Vec::new() };
         let routes: Routes = servers.iter().map(|server| (*server, site.api_address(*server))).collect();
         let mut rng = StdRng::seed_from_u64(seed);
         crew.send_writers(site, &routes, &mut rng);
@@ -121,7 +136,8 @@ impl Crew {
 
     /// One for each server, and two that turn between two of them.
     fn send_writers(&mut self, site: &Site, routes: &Routes, rng: &mut StdRng) {
-        let loyal = routes.iter().map(|route| (Where::At(route.0), PATIENT, vec![*route]));
+        let place = self.place;
+        let loyal = routes.iter().map(|route| (place(route.0), PATIENT, vec![*route]));
         let pair = |number: usize| vec![routes[number], routes[(number + 1) % routes.len()]];
         let turning = (0..routes.len().min(2)).map(|number| (Where::Outside, HASTY, pair(number)));
         for (number, (from, within, routes)) in loyal.chain(turning).enumerate() {
@@ -136,7 +152,7 @@ impl Crew {
     /// One for each server, and one that compares: what one server has told it, the next must know.
     fn send_readers(&mut self, site: &Site, routes: &Routes, rng: &mut StdRng) {
         for (number, route) in routes.iter().enumerate() {
-            let api = site.api(Where::At(route.0), route.0).within(PATIENT);
+            let api = site.api((self.place)(route.0), route.0).within(PATIENT);
             let hand = self.hand(100 + number, api, vec![*route], rng);
             self.hands.push(std::thread::spawn(move || hand.read()));
         }
@@ -147,7 +163,8 @@ impl Crew {
 
     /// One for each server, and one that goes from server to server.
     fn send_watchers(&mut self, site: &Site, routes: &Routes, rng: &mut StdRng, last: u64) {
-        let loyal = routes.iter().map(|route| (format!("m{}", route.0), Where::At(route.0), vec![*route]));
+        let place = self.place;
+        let loyal = routes.iter().map(|route| (format!("m{}", route.0), place(route.0), vec![*route]));
         for (name, from, routes) in loyal.chain([("all".to_owned(), Where::Outside, routes.clone())]) {
             let api = site.api(from, routes[0].0).within(HASTY);
             let followed = Followed { name: format!("watch of {name}"), ..Followed::default() };

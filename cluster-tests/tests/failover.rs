@@ -10,7 +10,7 @@ use coracle_cluster_tests::client::Crew;
 use coracle_cluster_tests::history::{Outage, outage};
 use coracle_cluster_tests::machine::have;
 use coracle_cluster_tests::site::{Answered, Site, Slow, Where};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const SERVERS: [usize; 3] = [1, 2, 3];
 /// Big objects that are more than a log on a full disk takes.
@@ -169,7 +169,7 @@ fn suffer(site: &mut Site, fault: Fault) {
     if !seal.complaints.is_empty() {
         panic!("{name}, CORACLE_SEED={seed}:\n{}", seal.complaints.join("\n"));
     }
-    assert_same(site);
+    site.await_same(&SERVERS);
     assert_quick(fault, during);
 }
 
@@ -190,21 +190,6 @@ fn figure(site: &Site, number: usize, name: &str) -> Option<f64> {
 fn load() -> f64 {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
-}
-
-/// All servers come to hold the same, each by its own memory.
-fn assert_same(site: &Site) {
-    let kinds = ["configmaps", "nodes", "services", "namespaces", "secrets"];
-    let held = |number: usize| {
-        let mut api = site.api(Where::At(number), number);
-        let local = |kind: &&str| api.request("GET", &format!("/api/v1/{kind}?resourceVersion=0"), None);
-        let lists: Vec<Answered> = kinds.iter().map(local).collect();
-        lists.iter().map(|list| list.object().map(|list| list["items"].clone())).collect::<Option<Vec<Value>>>()
-    };
-    site.wait("all servers to hold the same", |_| {
-        let all: Vec<_> = SERVERS.into_iter().map(held).collect();
-        all[0].is_some() && all.iter().all(|one| *one == all[0])
-    });
 }
 
 #[test]

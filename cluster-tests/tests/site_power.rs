@@ -2,6 +2,7 @@
 //! the pods run.
 
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
 use coracle_cluster_tests::site::{Site, Where, hello};
 use serde_json::Value;
@@ -48,6 +49,7 @@ fn all_servers_come_back_with_exchanged_addresses() {
     let pods = site.ready_pods(1);
     let before: Vec<usize> = (1..=3).map(|number| site.at(number).readies()).collect();
     let new = exchange_addresses(&mut site);
+    let began = Instant::now();
     for number in 1..=3 {
         site.at_mut(number).starts_with(&["up"]).start();
     }
@@ -58,13 +60,17 @@ fn all_servers_come_back_with_exchanged_addresses() {
     for number in 1..=3 {
         site.wait(&format!("m{number} to know where the others are"), |site| addresses(site, number) == right);
     }
+    println!("all know where all are {:?} after the power came back", began.elapsed());
     site.await_ready_nodes(1, 3);
+    println!("all nodes ready {:?} after", began.elapsed());
     site.wait("three copies again", |site| site.ready_pods(2).len() == 3);
     assert_eq!(site.ready_pods(3), pods, "the same pods, each where its image and its volumes are");
+    println!("the pods run {:?} after", began.elapsed());
     let address = site.service_address(1, "hello");
     for number in 1..=3 {
         site.await_hello(number, &address);
     }
+    println!("the app answers everywhere {:?} after", began.elapsed());
     // Its certificate names the address where a server is now, and the API's own Service leads to all three.
     for number in 1..=3 {
         let said = site.coracle_from(Where::Outside, number, &["get", "nodes"]);

@@ -1,4 +1,4 @@
-//! The demo app on the machines, and clients that ask it all the time.
+//! What runs on the machines and what the servers hold of it: the demo app, clients that ask it all the time.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use super::Site;
+use super::{Answered, Site, Where};
 use crate::machine::workspace;
 
 /// Asks the Service over and over until a file appears; prints how many answers came and how many did not.
@@ -14,6 +14,7 @@ const LOAD: &str = r#"ok=0; bad=0
 while [ ! -e "$STOP" ]; do
   if { exec 3<>/dev/tcp/$HOST/$PORT; } 2>/dev/null && printf "GET $ASK HTTP/1.0\r\nHost: hello\r\n\r\n" >&3 && grep -q 'hello from' <&3; then ok=$((ok+1)); else bad=$((bad+1)); fi
   exec 3>&- 3<&-
+  read -rt 0.01 <> <(:)
 done
 echo "$ok $bad""#;
 
@@ -52,6 +53,24 @@ impl Site {
         found["spec"]["clusterIP"].as_str().unwrap_or_else(|| panic!("no cluster address: {found}")).to_owned()
     }
 
+    /// Waits until these servers hold the same, each by its own memory.
+    ///
+    /// # Panics
+    /// They do not come to.
+    pub fn await_same(&self, servers: &[usize]) {
+        let kinds = ["configmaps", "nodes", "services", "namespaces", "secrets"];
+        let held = |number: &usize| {
+            let mut api = self.api(Where::At(*number), *number);
+            let local = |kind: &&str| api.request("GET", &format!("/api/v1/{kind}?resourceVersion=0"), None);
+            let lists: Vec<Answered> = kinds.iter().map(local).collect();
+            lists.iter().map(|list| list.object().map(|list| list["items"].clone())).collect::<Option<Vec<Value>>>()
+        };
+        self.wait("all servers to hold the same", |_| {
+            let all: Vec<_> = servers.iter().map(held).collect();
+            all[0].is_some() && all.iter().all(|one| *one == all[0])
+        });
+    }
+
     /// Waits until the app answers on a machine, by its Service and, through a pod, by its name.
     ///
     /// # Panics
@@ -74,23 +93,22 @@ impl Load {
     /// Clients of the demo app's Service.
     ///
     /// # Panics
-    /// There is no such Service, or no bash.
+    /// There is no such Service as the first machine sees it, or no bash.
     #[must_use]
     pub fn start(site: &Site, machines: &[usize], name: &str) -> Self {
-        Self::asking(site, machines, name, "/")
+        Self::asking(site, machines, name, &site.service_address(machines[0], "hello"), "/")
     }
 
-    /// The same, of another path: `/ask?host=hello` makes the pod that is asked find the Service by its name.
+    /// The same, of a known address and another path: `/ask?host=hello` makes the pod that is asked find the Service by its name.
     ///
     /// # Panics
-    /// As `start`.
+    /// No bash.
     #[must_use]
-    pub fn asking(site: &Site, machines: &[usize], name: &str, path: &str) -> Self {
-        let address = site.service_address(machines[0], "hello");
+    pub fn asking(site: &Site, machines: &[usize], name: &str, address: &str, path: &str) -> Self {
         let stop = site.at(machines[0]).folder().join(name);
         let clients = machines.iter().map(|number| {
             let mut load = site.at(*number).command("bash");
-            load.args(["-c", LOAD]).env("STOP", &stop).env("HOST", &address).env("PORT", "80").env("ASK", path);
+            load.args(["-c", LOAD]).env("STOP", &stop).env("HOST", address).env("PORT", "80").env("ASK", path);
             load.stdout(Stdio::piped());
             (*number, load.spawn().expect("bash"))
         });
