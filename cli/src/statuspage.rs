@@ -96,6 +96,7 @@ impl Source for Ledger {
                 this_node: self.settings.node_name.clone(),
                 api: String::new(),
                 revision: state.generation.revision,
+                level: None,
             },
             servers: servers.collect(),
             ..Snapshot::default()
@@ -169,6 +170,7 @@ impl Source for Memory {
                 this_node: self.settings.node_name.clone(),
                 api: format!("https://{}", self.server.api_address),
                 revision: view.revision(),
+                level: Some(view.level()),
             },
             servers: servers(&self.server),
             ..Snapshot::default()
@@ -225,6 +227,7 @@ fn shown(found: Vec<coracle_node_agent::preflight::Finding>) -> Vec<Finding> {
 /// The cluster's servers as this one knows them; what only the leader knows is empty on others.
 fn servers(server: &ServerHandle) -> Vec<Server> {
     let own = server.log.figures();
+    let cluster_level = Some(server.memory.view().level());
     let shown = |status: ServerStatus| {
         let mut problem = String::new();
         if status.here {
@@ -234,7 +237,14 @@ fn servers(server: &ServerHandle) -> Vec<Server> {
         if !reachable {
             problem = "the leader does not hear of it; hint: look whether its machine and `coracle` run there, and at the network between them".to_owned();
         }
+        let (version, level) = match status.release {
+            Some(release) => (release.version.to_string(), Some(release.level)),
+            None => (String::new(), None),
+        };
         Server {
+            version,
+            level,
+            cluster_level,
             name: status.name,
             address: status.address,
             leader: status.leader,

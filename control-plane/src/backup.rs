@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_base::level::{LEVEL, Level};
 use coracle_raft::rescue::{self, Rescued};
 use coracle_raft::{Member, OpenError, Raft};
 use coracle_store::{Key, Limits, Op, Transaction};
@@ -39,6 +40,9 @@ pub struct Head {
     pub created: String,
     /// The release that made it.
     pub version: String,
+    /// The cluster's level; the first release did not state it.
+    #[serde(default)]
+    pub level: Level,
     /// The revision of the state.
     pub revision: u64,
     /// Objects in it.
@@ -76,6 +80,18 @@ pub enum BackupError {
         path: PathBuf,
         /// In words.
         what: String,
+    },
+    /// A newer cluster's.
+    #[error(
+        "{path} is of a cluster of level {found} (release {version}), this release knows levels up to {LEVEL}\nhint: restore it with that release, or a newer one"
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// The cluster's level.
+        found: Level,
+        /// The release that made it.
+        version: String,
     },
     /// The folder is in use, or holds a cluster.
     #[error(
@@ -120,6 +136,7 @@ pub(crate) fn begin(raft: &Raft, authority: &Authority, scratch: &Path) -> Resul
         cluster: format!("{:032x}", raft.identity().cluster),
         created: now::rfc3339(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        level: view.level(),
         revision: view.revision(),
         objects: view.len(),
         snapshot: file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -184,6 +201,9 @@ pub fn check(path: &Path, unpack: Option<&Path>) -> Result<Head, BackupError> {
         return Err(damaged("it does not begin like one"));
     }
     let head: Head = serde_json::from_str(&line(MAX_HEAD)?).map_err(|_| damaged("its head cannot be read"))?;
+    if head.level > LEVEL {
+        return Err(BackupError::Newer { path: path.to_owned(), found: head.level, version: head.version });
+    }
     let plain =
         head.snapshot.strip_suffix(".snapshot").is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     if !plain {

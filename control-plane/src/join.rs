@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use base64::Engine as _;
 use coracle_api::{Memory, ProposeError};
+use coracle_base::level::{LEVEL, Level, Release};
 use coracle_store::{Key, Op, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -140,6 +141,12 @@ pub struct JoinRequest {
     pub server: bool,
     /// A signing request for the node's key, PEM.
     pub request: String,
+    /// Of the release that asks; the first one did not state it.
+    #[serde(default)]
+    pub level: Level,
+    /// The same for people.
+    #[serde(default)]
+    pub version: String,
 }
 
 /// What it gets.
@@ -163,6 +170,20 @@ pub struct Joined {
     pub domain: String,
     /// The prefix length of a node's block.
     pub node_prefix: u8,
+    /// Of the release that answers; the first one did not state it.
+    #[serde(default)]
+    pub level: Level,
+    /// The same for people.
+    #[serde(default)]
+    pub version: String,
+}
+
+impl Joined {
+    /// Why this release cannot join there; `None` when it can.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        Release::own().refuses(&Release::stated(self.level, &self.version))
+    }
 }
 
 /// Why a machine may not join: HTTP status and words.
@@ -192,6 +213,7 @@ impl Gate {
     pub fn admit(&self, view: &View, asked: &JoinRequest, servers: Vec<String>) -> Result<Joined, Refusal> {
         let token = Token::parse(&asked.token).ok_or_else(|| (400, "that is not a token".to_owned()))?;
         self.check(view, &token, asked.server)?;
+        check_level(view, asked)?;
         if !coracle_manifests::validate::is_subdomain(&asked.node) {
             return Err((400, format!("`{}` cannot be a node's name", asked.node)));
         }
@@ -228,6 +250,8 @@ impl Gate {
             service_cidr: self.service_cidr.to_string(),
             domain: self.domain.clone(),
             node_prefix: self.node_prefix,
+            level: LEVEL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
 
@@ -258,6 +282,25 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// Whether a release is new enough to become a node here, or a server.
+fn check_level(view: &View, asked: &JoinRequest) -> Result<(), Refusal> {
+    let release = Release::stated(asked.level, &asked.version);
+    if let Some(reason) = Release::own().refuses(&release) {
+        return Err((409, reason));
+    }
+    let level = view.level();
+    if asked.server && release.level < level {
+        return Err((
+            409,
+            format!(
+                "it has {release}, and the cluster is at level {level}: every server must know that level\nhint: install {} there, which this server runs",
+                Release::own()
+            ),
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coracle_api::{BoxFuture, Memory, ProposeError, Proposed};
-use coracle_base::{Generation, Revision};
+use coracle_base::{Generation, Release, Revision};
 use coracle_raft::{Member, OpenError, Peers, Raft, RaftConfig};
 use coracle_store::{Event, Transaction, View};
 use tokio::sync::watch;
@@ -39,6 +39,8 @@ pub struct ServerStatus {
     pub silent: Option<std::time::Duration>,
     /// Entries it is behind; only the leader knows.
     pub lag: Option<u64>,
+    /// What it runs; `None`: it has not been heard of lately.
+    pub release: Option<Release>,
 }
 
 /// The log itself, for metrics and an orderly end.
@@ -75,6 +77,7 @@ impl LogHandle {
             here: *id == own,
             silent: health.get(id).and_then(|health| health.silent),
             lag: health.get(id).map(|health| last.saturating_sub(health.matched)),
+            release: self.raft.release_of(*id),
         };
         members.servers.iter().map(status).collect()
     }
@@ -181,6 +184,7 @@ fn in_api_words(error: coracle_raft::ProposeError) -> ProposeError {
         coracle_raft::ProposeError::DiskFull => ProposeError::DiskFull,
         coracle_raft::ProposeError::NotLeader { .. } => ProposeError::NoLeader,
         coracle_raft::ProposeError::Uncertain => ProposeError::Uncertain,
+        early @ coracle_raft::ProposeError::Early { .. } => ProposeError::Early(early.to_string()),
         other => ProposeError::Stopped(coracle_base::one_line(&other)),
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use coracle_base::Release;
 use coracle_protocol::MAX_MESSAGE_BYTES;
 use coracle_protocol::tls::Wallet;
 use coracle_protocol::v1::servers_client::ServersClient;
 use coracle_protocol::v1::{BeatsAnswer, BeatsReport, LogRelay, Slices, TunnelDown, Words};
-use coracle_raft::{Carried, PeerError, Peers};
+use coracle_raft::{Carried, Message, PeerError, Peers};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
@@ -96,13 +96,24 @@ impl ServerPeers {
     }
 }
 
+/// Words of the log as they travel.
+pub(crate) fn to_wire(message: &Message) -> Words {
+    let Message { words, release } = message;
+    Words { words: words.to_vec(), level: release.level, version: release.version.to_string() }
+}
+
+/// The reverse.
+pub(crate) fn from_wire(words: Words) -> Message {
+    Message { release: Release::stated(words.level, &words.version), words: words.words.into() }
+}
+
 impl Peers for ServerPeers {
-    fn ask(&self, address: &str, bulk: bool, question: Bytes, _within: Duration) -> Carried<'_> {
+    fn ask(&self, address: &str, bulk: bool, question: Message, _within: Duration) -> Carried<'_> {
         let address = address.to_owned();
         Box::pin(async move {
             let mut client = self.client(&address, bulk).await?;
-            match client.ask(Words { words: question.to_vec() }).await {
-                Ok(answer) => Ok(answer.into_inner().words.into()),
+            match client.ask(to_wire(&question)).await {
+                Ok(answer) => Ok(from_wire(answer.into_inner())),
                 Err(status) => Err(self.failed(&address, bulk, &status)),
             }
         })

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
+use crate::peers::{from_wire, to_wire};
 use crate::pki::SERVERS;
 use crate::sessions::{Sessions, TunnelError, holder_of};
 
@@ -45,8 +46,8 @@ impl Servers for ServerDoor {
     async fn ask(&self, request: Request<Words>) -> Result<Response<Words>, Status> {
         check(&request)?;
         let raft = self.raft.get().ok_or_else(early)?;
-        let words = raft.answer(&request.into_inner().words).await;
-        Ok(Response::new(Words { words }))
+        let answer = raft.answer(&from_wire(request.into_inner())).await;
+        Ok(Response::new(to_wire(&answer)))
     }
 
     async fn beats(&self, request: Request<BeatsReport>) -> Result<Response<BeatsAnswer>, Status> {

@@ -219,6 +219,7 @@ fn sample(calm: bool, revision: u64) -> Snapshot {
             this_node: "harbour-1".into(),
             api: "https://10.0.0.11:6443".into(),
             revision,
+            level: Some(2),
         },
         servers: vec![Server {
             name: "harbour-1".into(),

@@ -36,6 +36,8 @@ pub struct Cluster {
     pub api: String,
     /// Revision of the last change.
     pub revision: u64,
+    /// What every server understands; only servers know.
+    pub level: Option<u32>,
 }
 
 /// One server of the control plane.
@@ -51,6 +53,12 @@ pub struct Server {
     pub voter: bool,
     /// Whether it is heard of.
     pub reachable: bool,
+    /// Its release; empty when it has not said so: the first one did not, and one that is away does not.
+    pub version: String,
+    /// The level of its release; `None` when it has not been heard of lately.
+    pub level: Option<u32>,
+    /// What every server of the cluster understands; only servers know.
+    pub cluster_level: Option<u32>,
     /// Entries of the log that it is behind, as the leader knows.
     pub lag: Option<u64>,
     /// The leader's term, as the server of this page knows it.

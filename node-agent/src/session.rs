@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_base::Release;
+use coracle_base::level::{LETS_GO, LEVEL};
 use coracle_protocol::tls::{Papers, RENEW_BELOW, TlsError, Wallet, life_left};
 use coracle_protocol::v1::agents_client::AgentsClient;
 use coracle_protocol::v1::{
@@ -233,6 +235,7 @@ impl Session {
             node: self.node.clone(),
             have: Some(Generation { epoch: have.epoch, revision: have.revision }),
             node_object: (self.node_object)(),
+            level: LEVEL,
         };
         self.ledger.begin_session();
         self.outbox.begin_session();
@@ -291,13 +294,18 @@ impl Session {
     ) -> Result<(), SessionError> {
         match received {
             from_server::Message::Welcome(welcome) => {
+                let release = Release::stated(welcome.level, &welcome.version);
+                if let Some(reason) = Release::own().refuses(&release) {
+                    return Err(SessionError::Refused(server.to_owned(), reason));
+                }
                 tracing::info!(
                     server,
                     cluster = welcome.cluster_id,
                     version = welcome.version,
+                    level = release.level,
                     "session with a server"
                 );
-                self.let_go.send_modify(|let_go| let_go.heard = welcome.lets_go);
+                self.let_go.send_modify(|let_go| let_go.heard = release.level >= LETS_GO);
                 self.state.send_replace(SessionState {
                     connected: true,
                     because: None,

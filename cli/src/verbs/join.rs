@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use clap::Args;
+use coracle_base::level;
 use coracle_control_plane::join::{JoinRequest, Joined, Token, pin};
 use coracle_control_plane::pki::{self, write};
 use coracle_control_plane::server::JoinedCluster;
@@ -152,12 +153,23 @@ async fn ask(data_dir: &Path, join: &Join) -> Result<Membership, Failure> {
     }
     let user = format!("system:node:{node}");
     let (request, key) = pki::request(&user).map_err(|error| Failure::from_error(&error))?;
-    let asked = JoinRequest { token: token.text(), node, address: IpAddr::V4(address), server: join.server, request };
+    let asked = JoinRequest {
+        token: token.text(),
+        node,
+        address: IpAddr::V4(address),
+        server: join.server,
+        request,
+        level: level::LEVEL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
     let body = serde_json::to_value(&asked).map_err(|error| Failure::failed(error.to_string()))?;
     let answer =
         Client::guest(url, &authority)?.json(Method::POST, "/coracle.dev/v1/join", JSON, Some((JSON, &body))).await?;
     let joined: Joined = serde_json::from_value(answer)
         .map_err(|error| Failure::failed(format!("the answer of {url} cannot be read: {error}")))?;
+    if let Some(reason) = joined.refusal() {
+        return Err(Failure::failed(format!("{url} is not joined: {reason}")));
+    }
     let bad = |error: pki::PkiError| Failure::from_error(&error);
     let folder = data_dir.join("pki");
     if let Some(ca_key) = &joined.ca_key {

@@ -85,7 +85,8 @@ fn output_of(status: &Status, answer: &Value) -> String {
 }
 
 fn server_rows(servers: &Value) -> String {
-    let header = ["NAME", "ADDRESS", "ROLE", "TERM", "BEHIND", "FSYNC P99", "LOG"].map(ToOwned::to_owned);
+    let header =
+        ["NAME", "ADDRESS", "ROLE", "VERSION", "LEVEL", "TERM", "BEHIND", "FSYNC P99", "LOG"].map(ToOwned::to_owned);
     let rows: Vec<Vec<String>> = list(servers)
         .iter()
         .map(|server| {
@@ -101,6 +102,8 @@ fn server_rows(servers: &Value) -> String {
                 text(&server["name"]),
                 text(&server["address"]),
                 role,
+                text(&server["version"]),
+                text(&server["level"]),
                 text(&server["term"]),
                 text(&server["lag"]),
                 fsync,
@@ -108,7 +111,31 @@ fn server_rows(servers: &Value) -> String {
             ]
         })
         .collect();
-    columns(&header, &rows)
+    columns(&header, &rows) + &level_words(servers)
+}
+
+/// The cluster's level, and who keeps it there while servers of two releases run.
+fn level_words(servers: &Value) -> String {
+    let servers = list(servers);
+    let Some(cluster) = servers.first().and_then(|server| server["cluster_level"].as_u64()) else {
+        return String::new();
+    };
+    let level = |server: &Value| server["level"].as_u64();
+    let highest = servers.iter().filter_map(level).max().unwrap_or(cluster);
+    let mut words = format!("\ncluster level: {cluster}\n");
+    if highest > cluster {
+        let held: Vec<String> = servers
+            .iter()
+            .filter_map(|server| match level(server) {
+                Some(level) if level >= highest => None,
+                Some(level) => Some(format!("{} is at level {level}", text(&server["name"]))),
+                None => Some(format!("{} is not heard of", text(&server["name"]))),
+            })
+            .collect();
+        let why = if held.is_empty() { "it rises in a moment".to_owned() } else { held.join(", ") };
+        words.push_str(&format!("it becomes {highest} when every server has the new release: {why}\n"));
+    }
+    words
 }
 
 /// What is not as it should be, in words.
@@ -192,4 +219,21 @@ fn words(answer: &Value) -> String {
         out.push_str(&format!("EVENTS\n{}", columns(&header, &rows)));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_and_who_keeps_it_are_shown() {
+        let server = |name: &str, level: Option<u32>| serde_json::json!({"name": name, "level": level, "cluster_level": 1, "voter": true});
+        let shown = server_rows(&serde_json::json!([server("m1", Some(2)), server("m2", Some(1)), server("m3", None)]));
+        assert!(shown.contains("cluster level: 1\n"), "{shown}");
+        assert!(
+            shown.contains("it becomes 2 when every server has the new release: m2 is at level 1, m3 is not heard of")
+        );
+        let all = server_rows(&serde_json::json!([server("m1", Some(1)), server("m2", Some(1))]));
+        assert!(!all.contains("becomes"), "{all}");
+    }
 }

@@ -4,22 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use coracle_raft::{Carried, PeerError, Peers};
+use coracle_raft::{Carried, Message, PeerError, Peers};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::oneshot;
 
 /// Who waits for an answer.
-pub type Reply = oneshot::Sender<Result<Bytes, PeerError>>;
+pub type Reply = oneshot::Sender<Result<Message, PeerError>>;
 
 /// Something on its way.
 #[derive(Debug)]
 pub enum Letter {
     /// From a server, with who waits for the answer; nobody for a copy.
-    Question(usize, Bytes, Option<Reply>),
+    Question(usize, Message, Option<Reply>),
     /// An answer, or that nobody was there.
-    Answer(Result<Bytes, PeerError>, Reply),
+    Answer(Result<Message, PeerError>, Reply),
 }
 
 /// What the network does at the moment.
@@ -100,14 +99,14 @@ impl Network {
     }
 
     /// Sends an answer back.
-    pub fn answer(&self, from: usize, to: usize, answer: Result<Bytes, PeerError>, reply: Reply) {
+    pub fn answer(&self, from: usize, to: usize, answer: Result<Message, PeerError>, reply: Reply) {
         let mut state = self.state();
         if state.passes(from, to) {
             state.post(to, Letter::Answer(answer, reply));
         }
     }
 
-    fn ask(&self, from: usize, to: usize, once: bool, question: Bytes, reply: Reply) {
+    fn ask(&self, from: usize, to: usize, once: bool, question: Message, reply: Reply) {
         let mut state = self.state();
         if !state.passes(from, to) {
             return;
@@ -135,7 +134,7 @@ pub struct Plug {
 }
 
 impl Peers for Plug {
-    fn ask(&self, address: &str, bulk: bool, question: Bytes, _within: Duration) -> Carried<'_> {
+    fn ask(&self, address: &str, bulk: bool, question: Message, _within: Duration) -> Carried<'_> {
         let address = address.to_owned();
         Box::pin(async move {
             let Some(to) = server_at(&address) else {

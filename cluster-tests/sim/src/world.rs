@@ -328,7 +328,7 @@ impl World {
                         drop(life.runtime.spawn(async move {
                             let answer = raft.answer(&question).await;
                             if let Some(reply) = reply {
-                                network.answer(server, from, Ok(answer.into()), reply);
+                                network.answer(server, from, Ok(answer), reply);
                             }
                         }));
                     }

@@ -32,6 +32,9 @@ pub enum ProposeError {
         "the disk of the cluster's log is full\nhint: free space below the data directory, or delete objects (deletions still work)"
     )]
     DiskFull,
+    /// Not every server knows the command yet.
+    #[error("{0}")]
+    Early(String),
     /// This server does not lead and cannot forward.
     #[error("there is no leader")]
     NoLeader,

@@ -168,6 +168,8 @@ impl Failure {
             ProposeError::DiskFull => Self::new(StatusCode::INSUFFICIENT_STORAGE, "InternalError", error.to_string()),
             // Not to be tried again by itself: a second create would find the first.
             ProposeError::Uncertain => Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", error.to_string()),
+            // Nothing that a repetition mends: a server must be given a new release first.
+            ProposeError::Early(_) => Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplemented", error.to_string()),
             ProposeError::NoLeader | ProposeError::Stopped(_) => {
                 let mut failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", error.to_string());
                 failure.retry_after = Some(1);

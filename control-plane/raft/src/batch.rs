@@ -36,6 +36,16 @@ pub enum ProposeError {
     /// The transaction cannot be written down.
     #[error("the change cannot be stored")]
     Unwritable(#[source] codec::CodecError),
+    /// Not every server knows the command yet.
+    #[error(
+        "the change needs cluster level {needs}, the cluster is at level {level}\nhint: give every server the new release: `coracle status --servers` shows which one has not"
+    )]
+    Early {
+        /// From which level on it may be proposed.
+        needs: coracle_base::Level,
+        /// The cluster's.
+        level: coracle_base::Level,
+    },
     /// Another server leads, or none does at the moment.
     #[error("this server does not lead the cluster")]
     NotLeader {
@@ -71,7 +81,7 @@ pub type Proposed = Result<Vec<Outcome>, ProposeError>;
 #[derive(Debug)]
 pub(crate) struct Proposal {
     pub transaction: Transaction,
-    pub bytes: Vec<u8>,
+    pub part: codec::Part,
     /// Only in this term of this server's leadership.
     pub term: Option<u64>,
     pub answer: oneshot::Sender<Proposed>,
@@ -113,16 +123,16 @@ pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut lead: Lead,
                 None => return,
             },
         };
-        let (mut bytes, mut term) = (first.bytes.len(), first.term);
+        let (mut bytes, mut term) = (first.part.len(), first.term);
         let mut taken = vec![first];
         while bytes < ENTRY_BYTES && taken.len() < ENTRY_TRANSACTIONS {
             let Ok(next) = queue.try_recv() else { break };
             let other_term = next.term.is_some_and(|next| term.is_some_and(|term| term != next));
-            if other_term || bytes + next.bytes.len() > ENTRY_BYTES {
+            if other_term || bytes + next.part.len() > ENTRY_BYTES {
                 carried = Some(next);
                 break;
             }
-            bytes += next.bytes.len();
+            bytes += next.part.len();
             // Those of any term go with the others: when the term is over they are told to find the leader, as they would be then.
             term = term.or(next.term);
             taken.push(next);
@@ -141,7 +151,7 @@ async fn propose(engine: &Engine, stats: &WriterStats, lead: &mut Lead, term: Op
     let mut answers = Vec::with_capacity(taken.len());
     for proposal in taken {
         transactions.push(proposal.transaction);
-        parts.push(proposal.bytes);
+        parts.push(proposal.part);
         answers.push(proposal.answer);
     }
     let results: Result<Vec<_>, ProposeError> = match codec::join(&parts) {
@@ -208,6 +218,6 @@ pub(crate) fn is_frugal(transaction: &Transaction) -> bool {
         Op::Update { key, value, .. } => {
             !value["metadata"]["deletionTimestamp"].is_null() || *key.resource == *SLICES || &*key.resource == "nodes"
         }
-        Op::Create { .. } | Op::Bind { .. } | Op::RaiseEpoch => false,
+        Op::Create { .. } | Op::Bind { .. } | Op::RaiseEpoch | Op::RaiseLevel { .. } => false,
     })
 }

@@ -80,9 +80,10 @@ async fn ask_everywhere(raft: &Raft, rumours: &BTreeSet<String>) -> BTreeSet<Str
     let mut named = BTreeSet::new();
     while let Some(answer) = asked.join_next().await {
         match answer {
-            Ok((address, Ok(Answer::Hello { server, members, .. }))) => {
+            Ok((address, Ok((Answer::Hello { server, members, .. }, release)))) => {
                 tracing::debug!(server = format!("{server:016x}"), address, "a server is found");
                 caller.learn(server, &Member { address, ..Member::default() });
+                caller.hear(server, &release);
                 named.extend(members.servers.into_values().map(|member| member.address));
             }
             Ok((address, Ok(_))) => tracing::debug!(address, "no server of this cluster is there"),

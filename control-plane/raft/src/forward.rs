@@ -57,8 +57,8 @@ impl Raft {
         if self.is_alone() {
             return self.propose_here(transactions).await;
         }
-        if let Some(reason) = self.inner().writer.stats().failure() {
-            return transactions.iter().map(|_| Err(ProposeError::Poisoned(reason.to_owned()))).collect();
+        if let Some(reason) = self.failure() {
+            return transactions.iter().map(|_| Err(ProposeError::Poisoned(reason.clone()))).collect();
         }
         let until = Instant::now() + PATIENCE;
         let mut answers: Vec<Option<Proposed>> = transactions.iter().map(|_| None).collect();
@@ -94,7 +94,7 @@ impl Raft {
         let mut parts: Vec<Vec<usize>> = Vec::new();
         let mut room = 0;
         for index in left {
-            let size = codec::encode_part(&transactions[*index]).map_or(0, |bytes| bytes.len());
+            let size = codec::encode_part(&transactions[*index]).map_or(0, |part| part.len());
             if parts.is_empty() || size > room {
                 parts.push(Vec::new());
                 room = FORWARD_BYTES;
@@ -151,8 +151,8 @@ impl Raft {
     /// # Errors
     /// No majority is reachable from here, or this server has failed.
     pub async fn read_barrier(&self) -> Result<View, ProposeError> {
-        if let Some(reason) = self.inner().writer.stats().failure() {
-            return Err(ProposeError::Poisoned(reason.to_owned()));
+        if let Some(reason) = self.failure() {
+            return Err(ProposeError::Poisoned(reason));
         }
         if self.is_alone() {
             self.read_round().await?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use coracle_base::{Generation, Revision};
+use coracle_base::{Generation, Level, Release, Revision};
 use coracle_store::{Event, Gone, Limits, Transaction, View, codec};
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -54,6 +54,8 @@ pub struct RaftConfig {
     pub member: Member,
     /// Addresses of servers of the cluster this one belongs to: an empty directory does not make a cluster of its own then.
     pub join: Option<Vec<String>>,
+    /// What this server says it is, and goes by; anything but this release is for tests.
+    pub release: Release,
     /// Bounds of the store.
     pub limits: Limits,
     /// Size of a log segment.
@@ -77,6 +79,7 @@ impl RaftConfig {
             identity: None,
             member: Member::default(),
             join: None,
+            release: Release::own(),
             limits: Limits::default(),
             segment_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
@@ -141,6 +144,18 @@ pub enum OpenError {
     /// The consensus library refused.
     #[error("cannot start the replicated log: {0}")]
     Engine(String),
+    /// A newer release has worked in the directory.
+    #[error(
+        "the cluster of {path} has level {found}, this release knows levels up to {knows}\nhint: a cluster's level never falls: start the release that ran here before, or a newer one"
+    )]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// The cluster's level.
+        found: Level,
+        /// This release's.
+        knows: Level,
+    },
 }
 
 /// Figures for metrics and the status page.
@@ -187,6 +202,9 @@ pub(crate) struct Inner {
     pub(crate) snapshots: Snapshots,
     pub(crate) limits: Limits,
     pub(crate) receiving: tokio::sync::Mutex<Receiving>,
+    /// Held while a server is let in, or the level raised: not both at once.
+    pub(crate) levelling: tokio::sync::Mutex<()>,
+    pub(crate) dir: PathBuf,
     pub(crate) readers: mpsc::Sender<Reader>,
     leader: watch::Receiver<Option<u64>>,
     heard: watch::Sender<Heard>,
@@ -223,15 +241,15 @@ impl Raft {
             loading.await.map_err(|error| system("load the log")(std::io::Error::other(error)))??
         };
         let Loaded { config, identity, lock, shared, writer, snapshots, is_new } = loaded;
-        let machine = Machine::new(shared.clone(), snapshots.clone(), config.limits);
+        let machine = Machine::new(shared.clone(), snapshots.clone(), config.limits, config.release.level);
         let refused = |error: &dyn std::fmt::Display| OpenError::Engine(error.to_string());
         let engine_config = Arc::new(engine_config(identity).validate().map_err(|error| refused(&error))?);
         let store = LogStore::new(writer.clone());
-        let caller = Caller::new(peers, identity, config.member.clone());
+        let caller = Caller::new(peers, identity, config.member.clone(), config.release.clone());
         let network = Network { caller: caller.clone(), snapshots: snapshots.clone() };
         let engine = Engine::new(identity.node, engine_config, network, store, machine)
             .await
-            .map_err(|error| OpenError::Engine(coracle_base::one_line(&error)))?;
+            .map_err(|error| OpenError::Engine(stop_words(&shared, &error)))?;
         if is_new && config.join.is_none() {
             let alone = BTreeMap::from([(identity.node, config.member.clone())]);
             engine.initialize(alone).await.map_err(|error| refused(&error))?;
@@ -241,7 +259,7 @@ impl Raft {
             .await
             .map_err(|error| refused(&error))?;
         refuse_copies(&members, &caller, identity).await?;
-        start_leading(&engine, identity.node, &members).await?;
+        start_leading(&engine, &shared, identity.node, &members).await?;
 
         let (stop, stopped) = watch::channel(false);
         let (leader_out, leader) = watch::channel(engine.current_leader().await);
@@ -269,6 +287,8 @@ impl Raft {
                 snapshots,
                 limits: config.limits,
                 receiving: tokio::sync::Mutex::default(),
+                levelling: tokio::sync::Mutex::default(),
+                dir: config.dir.clone(),
                 readers: reader,
                 leader,
                 heard,
@@ -280,9 +300,15 @@ impl Raft {
         };
         // All three hold the handle: they end with `shutdown`, before the log is closed.
         let keeping = tokio::spawn(crate::membership::keep(raft.clone(), stopped.clone()));
+        let asking = tokio::spawn(until(stopped.clone(), crate::levels::ask_around(raft.clone())));
+        let noting = tokio::spawn(until(stopped.clone(), crate::levels::note(raft.clone())));
         let reading = tokio::spawn(until(stopped, crate::forward::read_rounds(raft.clone(), reading)));
         let finding = tokio::spawn(crate::finder::run(raft.clone(), raft.inner.stop.subscribe()));
-        raft.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend([keeping, reading, finding]);
+        raft.inner
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend([keeping, asking, noting, reading, finding]);
         Ok(raft)
     }
 
@@ -376,7 +402,7 @@ impl Raft {
     async fn ask_to_join(&self, address: &str) -> Result<(), String> {
         let caller = &self.inner.caller;
         let asked = |error: PeerError| error.to_string();
-        let hello = caller.ask_at(address, 0, &Request::Hello, JOIN_WITHIN).await.map_err(asked)?;
+        let (hello, _) = caller.ask_at(address, 0, &Request::Hello, JOIN_WITHIN).await.map_err(asked)?;
         let Answer::Hello { leader, members, server } = hello else {
             return Err(format!("server {address} gave an odd answer: {hello:?}"));
         };
@@ -459,7 +485,12 @@ impl Raft {
     }
 
     async fn propose_in(&self, term: Option<u64>, transactions: Vec<Transaction>) -> Vec<Proposed> {
-        let waiting: Vec<_> = transactions.into_iter().map(|transaction| self.queue(term, transaction)).collect();
+        let level = self.view().level();
+        let queue = |transaction: Transaction| match transaction.level() {
+            needs if needs > level => Err(ProposeError::Early { needs, level }),
+            _ => self.queue(term, transaction),
+        };
+        let waiting: Vec<_> = transactions.into_iter().map(queue).collect();
         let mut answers = Vec::with_capacity(waiting.len());
         for waiting in waiting {
             answers.push(match waiting {
@@ -470,21 +501,26 @@ impl Raft {
         answers
     }
 
-    fn queue(&self, term: Option<u64>, transaction: Transaction) -> Result<oneshot::Receiver<Proposed>, ProposeError> {
-        let stats = self.inner.writer.stats();
-        if let Some(reason) = stats.failure() {
-            return Err(ProposeError::Poisoned(reason.to_owned()));
+    /// Whatever its level.
+    pub(crate) fn queue(
+        &self,
+        term: Option<u64>,
+        transaction: Transaction,
+    ) -> Result<oneshot::Receiver<Proposed>, ProposeError> {
+        if let Some(reason) = self.failure() {
+            return Err(ProposeError::Poisoned(reason));
         }
+        let stats = self.inner.writer.stats();
         match stats.space() {
             Space::Free => {}
             Space::Low if is_frugal(&transaction) => {}
             Space::Low | Space::Out => return Err(ProposeError::DiskFull),
         }
-        let bytes = codec::encode_part(&transaction).map_err(ProposeError::Unwritable)?;
+        let part = codec::encode_part(&transaction).map_err(ProposeError::Unwritable)?;
         let (answer, waiting) = oneshot::channel();
         let proposals = self.inner.proposals.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = proposals.as_ref().ok_or(ProposeError::Stopped)?;
-        queue.try_send(Proposal { transaction, bytes, term, answer }).map_err(|error| match error {
+        queue.try_send(Proposal { transaction, part, term, answer }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
             mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
         })?;
@@ -581,8 +617,14 @@ impl Raft {
             objects: view.len(),
             state_hash,
             disk: stats.space(),
-            failure: stats.failure().map(str::to_owned),
+            failure: self.failure(),
         }
+    }
+
+    /// Why this server does nothing more: its disk failed, or its log holds what it does not understand.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let stopped = self.inner.shared.stopped().or_else(|| self.inner.writer.stats().failure());
+        stopped.map(str::to_owned)
     }
 
     /// Whether this server's own disk keeps a cluster that it leads from writing: it is full, or hangs.
@@ -594,6 +636,9 @@ impl Raft {
     /// What keeps this server from taking all that is proposed, in words; `None` when nothing does.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
+        if let Some(reason) = self.inner.shared.stopped() {
+            return Some(reason.to_owned());
+        }
         let stats = self.inner.writer.stats();
         if let Some(reason) = stats.failure() {
             return Some(format!("{}", ProposeError::Poisoned(reason.to_owned())));
@@ -654,9 +699,17 @@ struct Loaded {
 fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
     let lock = Lock::take(&config.dir)?;
     let identity = identity::load_or_make(&config.dir, config.identity)?;
+    let refuse_newer = |found: Level| {
+        let knows = config.release.level;
+        if found <= knows { Ok(()) } else { Err(OpenError::Newer { path: config.dir.clone(), found, knows }) }
+    };
+    refuse_newer(identity::level(&config.dir)?)?;
     let disk = |name: &str| open_directory(&config.dir.join(name)).map(|disk| disk as Arc<dyn Disk>);
     let snapshots = Snapshots::new(disk("snapshots")?, identity.cluster);
     let loaded = snapshots.load(config.limits)?;
+    if let Some((_, store)) = &loaded {
+        refuse_newer(store.view().level())?;
+    }
     let log_config = LogConfig {
         cluster: identity.cluster,
         node: identity.node,
@@ -739,7 +792,7 @@ async fn refuse_copies(members: &Members, caller: &Caller, identity: Identity) -
         return Ok(());
     }
     match caller.ask_at(&recorded.address, identity.node, &Request::Hello, COPY_WITHIN).await {
-        Ok(Answer::Hello { server, .. }) if server == identity.node => {
+        Ok((Answer::Hello { server, .. }, _)) if server == identity.node => {
             Err(OpenError::Cloned { address: recorded.address })
         }
         _ => Ok(()),
@@ -755,8 +808,13 @@ async fn until(mut stop: watch::Receiver<bool>, task: impl Future<Output = ()>) 
     }
 }
 
+/// Why the library ended: what it could not apply, when it was that.
+fn stop_words(shared: &Shared, error: &(dyn std::error::Error + 'static)) -> String {
+    shared.stopped().map_or_else(|| coracle_base::one_line(error), str::to_owned)
+}
+
 /// Leads at once when nobody else could, and waits until all that was acknowledged before is applied.
-async fn start_leading(engine: &Engine, node: u64, members: &Members) -> Result<(), OpenError> {
+async fn start_leading(engine: &Engine, shared: &Shared, node: u64, members: &Members) -> Result<(), OpenError> {
     if members.all_voters() != [node].into() {
         engine.runtime_config().tick(true);
         return Ok(());
@@ -779,7 +837,7 @@ async fn start_leading(engine: &Engine, node: u64, members: &Members) -> Result<
         "leads alone and has applied its log",
     )
     .await
-    .map_err(|error| failed(&error))?;
+    .map_err(|error| OpenError::Engine(stop_words(shared, &error)))?;
     Ok(())
 }
 

@@ -1,10 +1,17 @@
-//! Whose data directory it is, and that only one process works in it.
+//! Whose data directory it is, which level its cluster has, and that only one process works in it.
+//!
+//! ```text
+//! identity   "format 1\n", "server " 16 hexadecimal digits, "cluster " 32 of them, a line each; "format 2" adds "level " number
+//! ```
+//! Format 2 is written when the cluster's level has risen above 1: a release of level 1 then refuses the directory at its start, before it
+//! meets a command that it does not know.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use coracle_base::Level;
 use rustix::fs::FlockOperation;
 
 /// The name of this server and of its cluster, for good: a wiped disk is another server.
@@ -108,7 +115,7 @@ pub fn load_or_make(directory: &Path, wanted: Option<Identity>) -> Result<Identi
     let path = directory.join("identity");
     match std::fs::read_to_string(&path) {
         Ok(text) => {
-            let found = parse(&text).map_err(|reason| IdentityError::Malformed { path: path.clone(), reason })?;
+            let (found, _) = parse(&text).map_err(|reason| IdentityError::Malformed { path: path.clone(), reason })?;
             match wanted.filter(|wanted| *wanted != found) {
                 None => Ok(found),
                 Some(wanted) => Err(IdentityError::Other { path, found: found.node, wanted: wanted.node }),
@@ -116,16 +123,38 @@ pub fn load_or_make(directory: &Path, wanted: Option<Identity>) -> Result<Identi
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let made = wanted.unwrap_or_else(|| Identity { node: rand::random(), cluster: rand::random() });
-            write(directory, &path, made)?;
+            write(directory, &path, made, 1)?;
             Ok(made)
         }
         Err(error) => Err(io_error("read", &path)(error)),
     }
 }
 
-fn write(directory: &Path, path: &Path, identity: Identity) -> Result<(), IdentityError> {
+/// The level that the cluster of a directory is known to have; 1 when nothing is known.
+///
+/// # Errors
+/// The identity cannot be read.
+pub fn level(directory: &Path) -> Result<Level, IdentityError> {
+    let path = directory.join("identity");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&text).map(|(_, level)| level).map_err(|reason| IdentityError::Malformed { path, reason }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(1),
+        Err(error) => Err(io_error("read", &path)(error)),
+    }
+}
+
+/// Notes a level beside the identity.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn note_level(directory: &Path, identity: Identity, level: Level) -> Result<(), IdentityError> {
+    write(directory, &directory.join("identity"), identity, level)
+}
+
+fn write(directory: &Path, path: &Path, identity: Identity, level: Level) -> Result<(), IdentityError> {
     let temporary = directory.join("identity.tmp");
-    let text = format!("format 1\nserver {:016x}\ncluster {:032x}\n", identity.node, identity.cluster);
+    let names = format!("server {:016x}\ncluster {:032x}\n", identity.node, identity.cluster);
+    let text = if level > 1 { format!("format 2\n{names}level {level}\n") } else { format!("format 1\n{names}") };
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -138,21 +167,29 @@ fn write(directory: &Path, path: &Path, identity: Identity) -> Result<(), Identi
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("sync", directory))
 }
 
-fn parse(text: &str) -> Result<Identity, String> {
+fn parse(text: &str) -> Result<(Identity, Level), String> {
     let mut words = text.split_ascii_whitespace();
     let mut value = |name: &str| match (words.next(), words.next()) {
         (Some(word), Some(value)) if word == name => Ok(value.to_owned()),
         (word, _) => Err(format!("`{name}` expected, `{}` found", word.unwrap_or("the end"))),
     };
     let format = value("format")?;
-    if format != "1" {
+    if format != "1" && format != "2" {
         return Err(format!("format {format} is newer than this release"));
     }
     let number =
         |text: String| u128::from_str_radix(&text, 16).map_err(|_| format!("`{text}` is no hexadecimal number"));
     let node = number(value("server")?)?;
     let cluster = number(value("cluster")?)?;
-    Ok(Identity { node: u64::try_from(node).map_err(|_| "the server's number is too long".to_owned())?, cluster })
+    let node = u64::try_from(node).map_err(|_| "the server's number is too long".to_owned())?;
+    let level = match format.as_str() {
+        "1" => 1,
+        _ => {
+            let text = value("level")?;
+            text.parse().map_err(|_| format!("`{text}` is no level"))?
+        }
+    };
+    Ok((Identity { node, cluster }, level))
 }
 
 #[cfg(test)]
@@ -171,5 +208,17 @@ mod tests {
         let refused = Lock::take(directory.path()).unwrap_err().to_string();
         assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
         assert!(refused.contains(directory.path().to_str().unwrap()), "{refused}");
+    }
+
+    #[test]
+    fn a_level_is_noted_beside_the_identity() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(level(directory.path()).unwrap(), 1);
+        let made = load_or_make(directory.path(), None).unwrap();
+        let text = || std::fs::read_to_string(directory.path().join("identity")).unwrap();
+        assert!(text().starts_with("format 1\n"), "the release before reads it");
+        note_level(directory.path(), made, 3).unwrap();
+        assert!(text().starts_with("format 2\n"), "and not any more");
+        assert_eq!((load_or_make(directory.path(), None).unwrap(), level(directory.path()).unwrap()), (made, 3));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_base::Release;
 use coracle_store::codec;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
@@ -13,6 +14,7 @@ use openraft::{ChangeMembers, SnapshotMeta};
 use crate::adapter::{SnapshotHandle, Types, ballot, from_entry, log_id, membership_of, position, vote_of};
 use crate::handle::Raft;
 use crate::members::Member;
+use crate::peers::Message;
 use crate::wire::{Answer, Header, Request};
 
 /// A change of members that finds no majority in this time is given up.
@@ -31,28 +33,35 @@ pub(crate) struct Receiving {
 
 impl Raft {
     /// Answers another server's question. Who may ask is decided by whoever carries it: only servers of this cluster.
-    pub async fn answer(&self, question: &[u8]) -> Vec<u8> {
-        let answer = match Request::decode(question) {
-            Ok((header, request)) => self.consider(&header, request).await,
+    pub async fn answer(&self, question: &Message) -> Message {
+        let answer = match Request::decode(&question.words) {
+            Ok((header, request)) => self.consider(&header, &question.release, request).await,
             Err(error) => Answer::Failed(format!("the question cannot be read: {error}")),
         };
-        answer.encode().unwrap_or_else(|error| {
+        let words = answer.encode().unwrap_or_else(|error| {
             tracing::error!(%error, "an answer to another server cannot be written");
             Vec::new()
-        })
+        });
+        Message { words: words.into(), release: self.inner().caller.release().clone() }
     }
 
-    async fn consider(&self, header: &Header, request: Request) -> Answer {
+    async fn consider(&self, header: &Header, release: &Release, request: Request) -> Answer {
         let identity = self.identity();
         if header.cluster != identity.cluster {
             return Answer::WrongCluster;
         }
         // Also of one that looks for another server here: where it is itself, it knows.
         self.inner().caller.learn(header.from, &header.sender);
+        if let Some(reason) = self.refuses(release, &request) {
+            return Answer::Failed(reason);
+        }
+        if self.members().servers.contains_key(&header.from) {
+            self.inner().caller.hear(header.from, release);
+        }
         if header.to != 0 && header.to != identity.node {
             return Answer::Wrong { server: identity.node };
         }
-        if let Some(reason) = self.inner().writer.stats().failure() {
+        if let Some(reason) = self.failure() {
             return Answer::Failed(format!("its log has failed: {reason}"));
         }
         let engine = &self.inner().engine;
@@ -126,7 +135,7 @@ impl Raft {
                 members: self.members_now(),
             },
             Request::Join | Request::Remove { .. } if !self.is_leader() => self.elsewhere(),
-            Request::Join => match self.admit(header.from, &header.sender).await {
+            Request::Join => match self.admit(header.from, &header.sender, release).await {
                 Ok(()) => Answer::Done,
                 Err(reason) => Answer::Failed(reason),
             },
@@ -182,7 +191,10 @@ impl Raft {
     }
 
     /// Takes a server in, as a learner first. One of the same name has lost its disk: it is another server now, and the old one goes.
-    async fn admit(&self, server: u64, member: &Member) -> Result<(), String> {
+    async fn admit(&self, server: u64, member: &Member, release: &Release) -> Result<(), String> {
+        // The level does not rise in between.
+        let _levelling = self.inner().levelling.lock().await;
+        self.check_level(release).await?;
         let members = self.members();
         let former: Vec<u64> = members
             .servers

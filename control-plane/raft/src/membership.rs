@@ -94,6 +94,7 @@ pub(crate) async fn keep(raft: Raft, mut stop: watch::Receiver<bool>) {
             continue;
         }
         let members = raft.members();
+        raft.raise_level(&members).await;
         let change = match moved(&raft, &members) {
             Some(moved) => Some(ChangeMembers::SetNodes(moved)),
             None => {

@@ -7,14 +7,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_base::Release;
 use tokio::time::Instant;
 
 use crate::identity::Identity;
 use crate::members::Member;
 use crate::wire::{Answer, Header, Request};
 
+/// Words of the log on their way, and the release that says them. The release travels beside the words and not in them: servers of
+/// level 1 refuse words that are longer than they know, and look at nothing beside them.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// As `wire` writes them.
+    pub words: Bytes,
+    /// Who says them.
+    pub release: Release,
+}
+
 /// A boxed future.
-pub type Carried<'a> = Pin<Box<dyn Future<Output = Result<Bytes, PeerError>> + Send + 'a>>;
+pub type Carried<'a> = Pin<Box<dyn Future<Output = Result<Message, PeerError>> + Send + 'a>>;
 
 /// Why a server did not answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -41,7 +52,7 @@ pub enum PeerError {
 /// servers of this cluster.
 pub trait Peers: Send + Sync + 'static {
     /// One question. `bulk` goes over a connection of its own, so that much data does not delay beats.
-    fn ask(&self, address: &str, bulk: bool, question: Bytes, within: Duration) -> Carried<'_>;
+    fn ask(&self, address: &str, bulk: bool, question: Message, within: Duration) -> Carried<'_>;
 }
 
 /// No way to anybody: a server that stays alone.
@@ -49,7 +60,7 @@ pub trait Peers: Send + Sync + 'static {
 pub struct NoPeers;
 
 impl Peers for NoPeers {
-    fn ask(&self, address: &str, _: bool, _: Bytes, _: Duration) -> Carried<'_> {
+    fn ask(&self, address: &str, _: bool, _: Message, _: Duration) -> Carried<'_> {
         let error = PeerError::Unreachable { address: address.to_owned(), reason: "this server is alone".to_owned() };
         Box::pin(std::future::ready(Err(error)))
     }
@@ -61,6 +72,8 @@ struct Book {
     heard: HashMap<u64, Member>,
     /// When each last asked this server something, or gave it an answer.
     met: HashMap<u64, Instant>,
+    /// What each server runs, and when it said so last.
+    releases: HashMap<u64, (Release, Instant)>,
 }
 
 /// More servers than a cluster ever has: the book cannot be filled by a stranger that got in.
@@ -73,6 +86,7 @@ pub(crate) struct Caller {
     book: Arc<Mutex<Book>>,
     identity: Identity,
     own: Member,
+    release: Release,
 }
 
 impl std::fmt::Debug for Caller {
@@ -82,8 +96,34 @@ impl std::fmt::Debug for Caller {
 }
 
 impl Caller {
-    pub fn new(peers: Arc<dyn Peers>, identity: Identity, own: Member) -> Self {
-        Self { peers, book: Arc::default(), identity, own }
+    pub fn new(peers: Arc<dyn Peers>, identity: Identity, own: Member, release: Release) -> Self {
+        Self { peers, book: Arc::default(), identity, own, release }
+    }
+
+    /// What this server runs.
+    pub fn release(&self) -> &Release {
+        &self.release
+    }
+
+    /// A server said what it runs.
+    pub fn hear(&self, server: u64, release: &Release) {
+        let releases = &mut self.book().releases;
+        if releases.len() < BOOK || releases.contains_key(&server) {
+            releases.insert(server, (release.clone(), Instant::now()));
+        }
+    }
+
+    /// What a server runs, as far as it has said so lately.
+    pub fn release_of(&self, server: u64, within: Duration) -> Option<Release> {
+        if server == self.identity.node {
+            return Some(self.release.clone());
+        }
+        self.book().releases.get(&server).filter(|(_, at)| at.elapsed() < within).map(|(release, _)| release.clone())
+    }
+
+    /// Servers that belong to the cluster no more are forgotten.
+    pub fn keep_releases(&self, known: impl Fn(u64) -> bool) {
+        self.book().releases.retain(|server, _| known(*server));
     }
 
     pub fn own(&self) -> &Member {
@@ -142,7 +182,7 @@ impl Caller {
         within: Duration,
     ) -> Result<Answer, PeerError> {
         let address = self.address(server, member);
-        let answer = self.ask_at(&address, server, request, within).await?;
+        let (answer, release) = self.ask_at(&address, server, request, within).await?;
         match answer {
             Answer::Wrong { server: found } => {
                 // Whoever was thought to be there is not: the next try goes where the log says. What was learnt of it meanwhile stays.
@@ -155,19 +195,20 @@ impl Caller {
             }
             answer => {
                 self.book().met.insert(server, Instant::now());
+                self.hear(server, &release);
                 Ok(answer)
             }
         }
     }
 
-    /// Asks whoever is at an address; 0 for a server that is not known yet.
+    /// Asks whoever is at an address; 0 for a server that is not known yet. Gives what it runs, too.
     pub async fn ask_at(
         &self,
         address: &str,
         server: u64,
         request: &Request,
         within: Duration,
-    ) -> Result<Answer, PeerError> {
+    ) -> Result<(Answer, Release), PeerError> {
         let unsayable = |error: &dyn std::fmt::Display| PeerError::Unreachable {
             address: address.to_owned(),
             reason: format!("the question cannot be written: {error}"),
@@ -175,17 +216,22 @@ impl Caller {
         let header = Header::of(self.identity, self.own.clone(), server);
         let question = request.encode(&header).map_err(|error| unsayable(&error))?;
         let bulk = matches!(request, Request::Snapshot { .. } | Request::Propose { .. });
-        let answer = self.peers.ask(address, bulk, question.into(), within);
-        let answer = match tokio::time::timeout(within, answer).await {
+        let question = Message { words: question.into(), release: self.release.clone() };
+        let answer = self.peers.ask(address, bulk, question, within);
+        let Message { words, release } = match tokio::time::timeout(within, answer).await {
             Ok(answer) => answer?,
             Err(_) => {
                 let reason = format!("nothing came within {within:?}");
                 return Err(PeerError::Lost { address: address.to_owned(), reason });
             }
         };
-        Answer::decode(&answer).map_err(|error| PeerError::Lost {
+        if let Some(reason) = self.release.refuses(&release) {
+            return Err(PeerError::Unreachable { address: address.to_owned(), reason });
+        }
+        let answer = Answer::decode(&words).map_err(|error| PeerError::Lost {
             address: address.to_owned(),
             reason: format!("its answer cannot be read: {error}"),
-        })
+        })?;
+        Ok((answer, release))
     }
 }

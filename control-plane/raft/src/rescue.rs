@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use coracle_base::level::LEVEL;
 use coracle_store::{Limits, Op, Store, Transaction, codec};
 
 use crate::disk::{Disk, RealDisk};
@@ -141,6 +142,10 @@ fn begin(
             "{} holds a log already",
             directory.display()
         ))));
+    }
+    let found = store.view().level();
+    if found > LEVEL {
+        return Err(OpenError::Newer { path: directory.to_owned(), found, knows: LEVEL });
     }
     let revision = store.view().revision();
     store.apply(&[Op::RaiseEpoch.into()]);

@@ -1,5 +1,8 @@
 //! What servers say to each other, in our own encoding: a frame is `format u16, cluster u128, from u64, to u64, the sender's
 //! address, its name, its API port u16, kind u8, body`; an answer is `format u16, kind u8, body`.
+//!
+//! A frame says no more than its format has room for, and a server refuses a format it does not know. What a server can read it
+//! states beside every frame (`peers::Message`): a newer frame goes only to one that has stated a level that has it.
 
 use bytes::Bytes;
 use coracle_store::Applied;
@@ -372,6 +375,8 @@ const UNCERTAIN: u8 = 3;
 const POISONED: u8 = 4;
 const STOPPED: u8 = 5;
 const ELSEWHERE: u8 = 6;
+// Since level 2; only a server of that level proposes what is answered so.
+const EARLY: u8 = 7;
 
 fn write_proposed(out: &mut Writer, result: &Proposed) -> Result<(), CodecError> {
     let (tag, reason) = match result {
@@ -382,6 +387,12 @@ fn write_proposed(out: &mut Writer, result: &Proposed) -> Result<(), CodecError>
         Err(ProposeError::Rejected { index, rejection }) => {
             out.u8(APPLIED);
             return write_applied(out, &Err((*index, rejection.clone())));
+        }
+        Err(ProposeError::Early { needs, level }) => {
+            out.u8(EARLY);
+            out.u32(*needs);
+            out.u32(*level);
+            return Ok(());
         }
         Err(ProposeError::Busy) => (BUSY, ""),
         Err(ProposeError::DiskFull) => (DISK_FULL, ""),
@@ -400,6 +411,10 @@ fn read_proposed(input: &mut Reader<'_>) -> Result<Proposed, CodecError> {
     if tag == APPLIED {
         let applied: Applied = read_applied(input)?;
         return Ok(applied.map_err(|(index, rejection)| ProposeError::Rejected { index, rejection }));
+    }
+    if tag == EARLY {
+        let (needs, level) = (input.u32("a level")?, input.u32("a level")?);
+        return Ok(Err(ProposeError::Early { needs, level }));
     }
     let reason = input.text("a reason")?.to_owned();
     Ok(Err(match tag {

@@ -3,12 +3,14 @@
 mod common;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use common::{Hooked, Tiny, fill};
-use coracle_raft::{Carried, Identity, Member, OpenError, PeerError, Peers, ProposeError, Raft, RaftConfig, Space};
+use coracle_raft::{
+    Carried, Identity, Member, Message, OpenError, PeerError, Peers, ProposeError, Raft, RaftConfig, Release, Space,
+};
 use coracle_store::{Key, Op, Transaction};
 use serde_json::json;
 use tokio::time::Instant;
@@ -18,6 +20,17 @@ use tokio::time::Instant;
 struct Wires {
     servers: Mutex<HashMap<String, Raft>>,
     cut: Mutex<HashSet<(String, String)>>,
+    /// Levels of servers that say another one than they have.
+    lies: Mutex<HashMap<String, u32>>,
+}
+
+impl Wires {
+    fn said(&self, by: &str, mut message: Message) -> Message {
+        if let Some(level) = self.lies.lock().unwrap().get(by) {
+            message.release.level = *level;
+        }
+        message
+    }
 }
 
 struct Plug {
@@ -26,7 +39,7 @@ struct Plug {
 }
 
 impl Peers for Plug {
-    fn ask(&self, address: &str, _bulk: bool, question: Bytes, _within: Duration) -> Carried<'_> {
+    fn ask(&self, address: &str, _bulk: bool, question: Message, _within: Duration) -> Carried<'_> {
         let address = address.to_owned();
         Box::pin(async move {
             let lost =
@@ -38,11 +51,11 @@ impl Peers for Plug {
             if lost(&self.from, &address) {
                 std::future::pending::<()>().await;
             }
-            let answer = server.answer(&question).await;
+            let answer = server.answer(&self.wires.said(&self.from, question)).await;
             if lost(&address, &self.from) {
                 std::future::pending::<()>().await;
             }
-            Ok(answer.into())
+            Ok(self.wires.said(&address, answer))
         })
     }
 }
@@ -51,6 +64,8 @@ struct Site {
     wires: Arc<Wires>,
     directory: tempfile::TempDir,
     cluster: u128,
+    /// Of the release of servers that start from now on.
+    level: AtomicU32,
 }
 
 fn address(number: usize) -> String {
@@ -59,18 +74,28 @@ fn address(number: usize) -> String {
 
 impl Site {
     fn new() -> Self {
-        Self { wires: Arc::default(), directory: tempfile::tempdir().unwrap(), cluster: 77 }
+        Self {
+            wires: Arc::default(),
+            directory: tempfile::tempdir().unwrap(),
+            cluster: 77,
+            level: Release::own().level.into(),
+        }
     }
 
     fn config(&self, number: usize) -> RaftConfig {
         let member = Member { address: address(number), name: format!("m{number}"), api_port: 6443 };
         RaftConfig {
             member,
+            release: self.release(),
             segment_bytes: 1 << 20,
             reserve_bytes: 1 << 20,
             snapshot_bytes: 64 << 10,
             ..RaftConfig::new(self.directory.path().join(format!("m{number}")))
         }
+    }
+
+    fn release(&self) -> Release {
+        Release::stated(self.level.load(Ordering::Relaxed), "")
     }
 
     async fn open(&self, number: usize, config: RaftConfig) -> Result<Raft, OpenError> {
@@ -522,4 +547,104 @@ async fn clients_of_a_leader_whose_disk_hangs_are_served_by_the_next_one() {
     gate.1.notify_all();
     until("the old leader follows", || has(&first, "next")).await;
     shut([first, second, third]).await;
+}
+
+/// Waits until these servers have the level.
+async fn reach(servers: &[&Raft], level: u32) {
+    until(&format!("the level is {level}"), || servers.iter().all(|raft| raft.view().level() == level)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_level_rises_with_the_last_server_and_an_older_release_is_told_so() {
+    let site = Site::new();
+    site.level.store(2, Ordering::Relaxed);
+    let mut servers = site.three().await;
+    reach(&servers.each_ref(), 2).await;
+    // One after the other is given the new release; old ones and new ones lead in turn.
+    site.level.store(3, Ordering::Relaxed);
+    for number in 1..=3 {
+        site.stop(number).await;
+        if number == 3 {
+            // It is away for longer than what it said of itself counts: it may come back as it was.
+            let away =
+                |raft: &Raft| raft.health().get(&3).is_some_and(|seen| seen.silent.is_some_and(|it| it.as_secs() > 2));
+            until("the last one is silent", || servers[..2].iter().any(|raft| raft.is_leader() && away(raft))).await;
+            reach(&[&servers[0], &servers[1]], 2).await;
+        }
+        servers[number - 1] = site.open(number, site.config(number)).await.unwrap();
+        let leader = agreed_leader(&servers.each_ref()).await;
+        for (index, server) in servers.iter().enumerate() {
+            server.propose(create(&format!("n{number}-{index}"))).await.unwrap();
+            until("each knows what the others run", || (1..=3).all(|other| server.release_of(other).is_some())).await;
+            let lowest = if number < 3 { 2 } else { server.view().level() };
+            assert_eq!(server.view().level(), lowest, "not before the last one");
+        }
+        servers[usize::try_from(leader).unwrap() - 1].hand_over().await.unwrap();
+        servers[0].propose(create(&format!("after{number}"))).await.unwrap();
+    }
+    reach(&servers.each_ref(), 3).await;
+    let hashes = || servers.iter().map(|raft| raft.metrics().state_hash).collect::<HashSet<_>>();
+    until("the states are the same", || hashes().len() == 1).await;
+
+    // What every server does not know may not be proposed.
+    let early = servers[0].propose(Op::RaiseLevel { level: 4 }.into()).await.unwrap_err();
+    assert_eq!(early, ProposeError::Early { needs: 4, level: 3 });
+
+    // The third one is to go back, and another old one wants to join.
+    let identity = site.config(3).dir.join("identity");
+    let noted = || std::fs::read_to_string(&identity).unwrap().contains("level 3");
+    until("the level is noted beside the log", noted).await;
+    site.stop(3).await;
+    site.level.store(2, Ordering::Relaxed);
+    let refused = site.open(3, site.config(3)).await.expect_err("it must not run").to_string();
+    assert!(refused.contains("has level 3, this release knows levels up to 2\nhint: "), "{refused}");
+    let identity = Identity { node: 4, cluster: site.cluster };
+    let config = RaftConfig { identity: Some(identity), join: Some(vec![address(1)]), ..site.config(4) };
+    let old = site.open(4, config).await.unwrap();
+    let refused = old.join(&[address(1)], Duration::from_secs(5)).await.unwrap_err();
+    assert!(refused.contains("a release of level 2, and the cluster is at level 3"), "{refused}");
+    let [first, second, third] = servers;
+    shut([first, second, third, old]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_know_what_was_written_stops_and_leaves_nothing_out() {
+    let site = Site::new();
+    site.level.store(3, Ordering::Relaxed);
+    let [first, second, third] = site.three().await;
+    reach(&[&first, &second, &third], 3).await;
+    first.propose(create("before")).await.unwrap();
+    // The entry comes while it runs: it has been let in for what it is not.
+    site.level.store(2, Ordering::Relaxed);
+    site.wires.lies.lock().unwrap().insert(address(4), 3);
+    let old = site.joined(4, 4).await;
+    until("it stops", || old.trouble().is_some()).await;
+    let trouble = old.trouble().unwrap();
+    assert!(trouble.contains("cannot be applied") && trouble.contains("the cluster has level 3"), "{trouble}");
+    assert!(trouble.contains("\nhint: "), "{trouble}");
+    assert!(!has(&old, "before"), "nothing behind what it does not know is applied");
+    assert!(matches!(old.propose(create("there")).await, Err(ProposeError::Poisoned(_))));
+    assert!(old.read_barrier().await.is_err());
+    // The others go on.
+    second.propose(create("after")).await.unwrap();
+
+    // The same at a start, as if the power had gone between the entry and the note of it beside the log.
+    let file = site.config(3).dir.join("identity");
+    let text = || std::fs::read_to_string(&file).unwrap();
+    until("the level is noted beside the log", || text().contains("level 3")).await;
+    third.read_barrier().await.unwrap();
+    site.stop(3).await;
+    std::fs::write(&file, text().replace("level 3", "level 2")).unwrap();
+    let trouble = match site.open(3, site.config(3)).await {
+        Err(refused) => refused.to_string(),
+        // It did not know yet how much of its log is certain.
+        Ok(again) => {
+            until("it stops", || again.trouble().is_some()).await;
+            again.trouble().unwrap()
+        }
+    };
+    assert!(trouble.contains("cannot be applied") && trouble.contains("the cluster has level 3"), "{trouble}");
+    site.stop(3).await;
+    second.propose(create("again")).await.unwrap();
+    shut([first, second, third, old]).await;
 }

@@ -14,6 +14,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use coracle_base::Release;
+use coracle_base::level::{LETS_GO, LEVEL};
 use coracle_protocol::v1::agents_server::{Agents, AgentsServer};
 use coracle_protocol::v1::{
     BeatsReport, FromAgent, FromServer, Lease, NodeBeat, Renewal, Renewed, Settings, TunnelDown, TunnelUp, Welcome,
@@ -56,6 +58,8 @@ struct AgentEntry {
     /// When the last beat was sent, on the agent's clock.
     sent_boottime_ms: u64,
     connected: bool,
+    /// Its release says when its kernel has what it is asked for.
+    settles: bool,
     down: mpsc::Sender<Result<FromServer, Status>>,
 }
 
@@ -406,6 +410,10 @@ impl Agents for Sessions {
         if hello.protocol == 0 {
             return Err(Status::failed_precondition("the agent speaks protocol 0; this server speaks 1"));
         }
+        let agent = Release::stated(hello.level, &hello.version);
+        if let Some(reason) = Release::own().refuses(&agent) {
+            return Err(Status::failed_precondition(format!("the agent of node {node} is refused: {reason}")));
+        }
         if !self.inner.useful.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Status::unavailable("this server has lost the cluster's leader"));
         }
@@ -415,6 +423,7 @@ impl Agents for Sessions {
             .await
             .map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
         drop(turn);
+        let settles = agent.level >= LETS_GO;
         let (down, receiver) = mpsc::channel(DOWN_QUEUE);
         let session = self.inner.next_session.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let settings = self.settings(pod_cidr);
@@ -423,13 +432,19 @@ impl Agents for Sessions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster_id: self.inner.cluster_id.clone(),
             settings: Some(settings),
-            lets_go: true,
+            level: LEVEL,
         };
         down.send(Ok(FromServer { message: Some(from_server::Message::Welcome(welcome)) }))
             .await
             .map_err(|_| Status::cancelled("the agent went away"))?;
-        let entry =
-            AgentEntry { session, last_beat: Instant::now(), sent_boottime_ms: 0, connected: true, down: down.clone() };
+        let entry = AgentEntry {
+            session,
+            last_beat: Instant::now(),
+            sent_boottime_ms: 0,
+            connected: true,
+            settles,
+            down: down.clone(),
+        };
         self.agents().insert(node.clone(), entry);
         tracing::info!(node, agent = hello.version, "an agent has connected");
         let (parts, feed) = mpsc::channel(feed::PARTS);

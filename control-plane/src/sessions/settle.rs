@@ -87,7 +87,7 @@ impl Sessions {
         let connected: Vec<_> = self
             .agents()
             .iter()
-            .filter(|(_, entry)| entry.connected)
+            .filter(|(_, entry)| entry.connected && entry.settles)
             .map(|(node, entry)| (node.clone(), entry.down.clone()))
             .collect();
         let (ticket, settled) = self.inner.rounds.begin(connected.iter().map(|(node, _)| node.clone()).collect());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coracle_base::Revision;
+use coracle_base::{Level, Revision};
 use serde_json::Value;
 
 use crate::{Key, Object};
@@ -75,6 +75,29 @@ pub enum Op {
     },
     /// Raises the cluster epoch: restore, forced recovery.
     RaiseEpoch,
+    /// Raises the cluster level: from here on commands of this level may follow. It never falls; the leader alone proposes this, when
+    /// every server is of that level. Takes no revision. Since level 2.
+    RaiseLevel {
+        /// The new one; one that is not higher changes nothing.
+        level: Level,
+    },
+}
+
+impl Op {
+    /// The cluster level from which on this may be proposed.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        match self {
+            Self::Create { .. }
+            | Self::Update { .. }
+            | Self::Status { .. }
+            | Self::Bind { .. }
+            | Self::Delete { .. }
+            | Self::RaiseEpoch => 1,
+            // What is reached already may be said again.
+            Self::RaiseLevel { level } => *level.max(&2),
+        }
+    }
 }
 
 /// All of its operations happen, at consecutive revisions, or none.
@@ -82,6 +105,14 @@ pub enum Op {
 pub struct Transaction {
     /// In this order.
     pub ops: Vec<Op>,
+}
+
+impl Transaction {
+    /// The cluster level from which on this may be proposed.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.ops.iter().map(Op::level).max().unwrap_or(1)
+    }
 }
 
 impl From<Op> for Transaction {

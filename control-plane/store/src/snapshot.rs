@@ -1,15 +1,19 @@
 //! The whole state as a sequence of chunks, and back: taken in O(1), encoded at leisure by whoever writes files.
 //!
-//! A chunk is a run of records `tag u8, length u32, body`: one `head` first, then objects in key order, one `tail` last.
+//! A chunk is a run of records `tag u8, length u32, body`: one `head` first, then objects in key order, one `tail` last. Format 2 adds
+//! the cluster level to the head; a state of level 1 is written in format 1, for servers of the release before.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use coracle_base::Generation;
 
-use crate::codec::{CodecError, FORMAT, Reader, Writer};
+use crate::codec::{CodecError, Reader, Writer};
 use crate::store::{State, to_names};
 use crate::{Limits, Object, Store, View, codec, hash};
+
+/// The newest format this release writes and reads.
+const FORMAT: u16 = 2;
 
 const HEAD: u8 = 1;
 const OBJECT: u8 = 2;
@@ -87,10 +91,14 @@ impl Frozen {
 
     fn head(&self) -> Result<Vec<u8>, CodecError> {
         let Generation { epoch, revision } = self.state.view.generation();
+        let level = self.state.view.level();
         let mut body = Writer::new();
-        body.u16(FORMAT);
+        body.u16(if level > 1 { FORMAT } else { 1 });
         body.u64(epoch);
         body.u64(revision);
+        if level > 1 {
+            body.u32(level);
+        }
         record(HEAD, body)
     }
 
@@ -177,6 +185,9 @@ impl Restore {
         }
         let (epoch, revision) = (body.u64("the epoch")?, body.u64("the revision")?);
         self.state.view.set_generation(Generation { epoch, revision });
+        if found > 1 {
+            self.state.view.raise_level(body.u32("the cluster level")?);
+        }
         self.started = true;
         Ok(())
     }

@@ -135,7 +135,12 @@ impl Store {
     #[must_use]
     pub fn state_hash(&self) -> u64 {
         let Generation { epoch, revision } = self.state.view.generation();
-        hash::mix(hash::mix(hash::mix(epoch) ^ revision) ^ self.state.sum)
+        let hash = hash::mix(hash::mix(hash::mix(epoch) ^ revision) ^ self.state.sum);
+        // Servers of level 1 know of none, and must come to the same.
+        match self.state.view.level() {
+            1 => hash,
+            level => hash::mix(hash ^ u64::from(level)),
+        }
     }
 
     fn apply_op(&mut self, op: &Op, events: &mut Vec<Event>) -> Result<Outcome, Rejection> {
@@ -151,6 +156,10 @@ impl Store {
                     epoch: epoch.saturating_add(1),
                     revision: revision.saturating_add(EPOCH_STEP),
                 });
+                Ok(Outcome::Done)
+            }
+            Op::RaiseLevel { level } => {
+                self.state.view.raise_level(*level);
                 Ok(Outcome::Done)
             }
         }

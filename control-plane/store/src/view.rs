@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coracle_base::{Epoch, Generation, Revision};
+use coracle_base::{Epoch, Generation, Level, Revision};
 use coracle_manifests::view::{list, text};
 use serde_json::Value;
 
@@ -37,6 +37,8 @@ pub struct Event {
 #[derive(Debug, Clone, Default)]
 pub struct View {
     pub(crate) generation: Generation,
+    /// 0 counts as 1.
+    level: Level,
     pub(crate) objects: imbl::OrdMap<Key, Arc<Object>>,
     /// Pods by the node they are bound to.
     pub(crate) by_node: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
@@ -65,6 +67,12 @@ impl View {
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// The cluster level: what may be proposed.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level.max(1)
     }
 
     /// One object.
@@ -136,6 +144,10 @@ impl View {
 
     pub(crate) fn set_generation(&mut self, generation: Generation) {
         self.generation = generation;
+    }
+
+    pub(crate) fn raise_level(&mut self, level: Level) {
+        self.level = self.level.max(level);
     }
 
     pub(crate) fn insert(&mut self, object: &Arc<Object>) {

@@ -4,8 +4,8 @@ mod model;
 
 use std::sync::Arc;
 
-use coracle_store::codec::{self, CodecError};
-use coracle_store::{EPOCH_STEP, Expect, Gone, Key, Limits, Op, Outcome, Rejection, Store, Transaction};
+use coracle_store::codec::{CodecError, MAX_DEPTH, decode, encode};
+use coracle_store::{EPOCH_STEP, Expect, Gone, Key, Limits, Op, Outcome, Rejection, Restore, Store, Transaction};
 use model::{key, node, pod, tree};
 use serde_json::{Value, json};
 
@@ -177,13 +177,53 @@ fn json_is_canonical_whatever_the_order_of_the_fields() {
 fn what_cannot_be_read_back_is_not_encoded_and_the_unknown_is_not_skipped() {
     let key = key("pods", "deep");
     let mut deep = json!(1);
-    for _ in 0..codec::MAX_DEPTH + 1 {
+    for _ in 0..MAX_DEPTH + 1 {
         deep = json!([deep]);
     }
     let op = Op::Status { key, uid: "u".into(), status: Arc::new(deep) };
-    assert_eq!(codec::encode(&[op.into()]), Err(CodecError::TooDeep));
+    assert_eq!(encode(&[op.into()]), Err(CodecError::TooDeep));
 
     let unknown = [1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 200, 0, 0, 0, 0];
-    assert_eq!(codec::decode(&unknown), Err(CodecError::UnknownCommand(200)));
-    assert_eq!(codec::decode(&[9, 0, 0, 0, 0, 0]), Err(CodecError::Format { found: 9 }));
+    assert_eq!(decode(&unknown), Err(CodecError::UnknownCommand(200)));
+    assert_eq!(decode(&[9, 0, 0, 0, 0, 0]), Err(CodecError::Format { found: 9 }));
+}
+
+#[test]
+fn what_the_release_before_knows_is_written_as_it_reads_it() {
+    let plain: Transaction = Op::RaiseEpoch.into();
+    let newer: Transaction = Op::RaiseLevel { level: 2 }.into();
+    assert_eq!(encode(std::slice::from_ref(&plain)).unwrap()[..2], [1, 0]);
+    let both = [plain, newer];
+    let bytes = encode(&both).unwrap();
+    assert_eq!((bytes[0], bytes[1]), (2, 0));
+    assert_eq!(decode(&bytes).unwrap(), both);
+    // A format and a command of a later release.
+    let mut later = bytes.clone();
+    later[0] = 3;
+    assert!(decode(&later).unwrap_err().to_string().contains("format 3 is newer"));
+    let at = bytes.iter().rposition(|byte| *byte == 7).unwrap();
+    let mut later = bytes;
+    later[at] = 8;
+    assert_eq!(decode(&later).unwrap_err(), CodecError::UnknownCommand(8));
+}
+
+#[test]
+fn the_level_survives_a_snapshot_and_never_falls() {
+    let head = |store: &Store| store.freeze().chunks(1).next().unwrap().unwrap();
+    let mut store = Store::new(Limits::default());
+    assert_eq!(store.view().level(), 1);
+    assert_eq!(head(&store)[5..7], [1, 0], "the release before reads a snapshot of level 1");
+    let (plain, revision) = (store.state_hash(), store.view().revision());
+    for level in [2, 3, 2] {
+        assert!(store.apply(&[Op::RaiseLevel { level }.into()])[0].is_ok());
+    }
+    assert_eq!((store.view().level(), store.view().revision()), (3, revision));
+    assert_ne!(store.state_hash(), plain);
+    assert_eq!(head(&store)[5..7], [2, 0]);
+    let mut restore = Restore::new();
+    for chunk in store.freeze().chunks(1 << 20) {
+        restore.chunk(&chunk.unwrap()).unwrap();
+    }
+    let restored = restore.finish(Limits::default()).unwrap();
+    assert_eq!((restored.view().level(), restored.state_hash()), (3, store.state_hash()));
 }

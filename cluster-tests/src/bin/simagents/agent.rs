@@ -121,6 +121,7 @@ impl Agent {
         let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (up, receiver) = mpsc::channel(4);
         let hello = Hello {
+            level: coracle_base::level::LEVEL,
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: Self::name(self.number),

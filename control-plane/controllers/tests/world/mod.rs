@@ -255,6 +255,7 @@ fn told(view: &View, op: &Op) -> String {
         Op::Bind { key, node, .. } => format!("bind {key} to {node}"),
         Op::Delete { key, .. } => format!("delete {key}"),
         Op::RaiseEpoch => "raise epoch".to_owned(),
+        Op::RaiseLevel { level } => format!("raise the level to {level}"),
     }
 }
 

@@ -1,10 +1,10 @@
 //! The library's state machine over our store.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use coracle_base::Generation;
-use coracle_store::{Frozen, Limits, Store, View};
+use coracle_base::{Generation, Level};
+use coracle_store::{Frozen, Limits, Op, Store, Transaction, View};
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     applied: watch::Sender<u64>,
     /// Somebody should look whether a snapshot is due.
     pub snapshot_due: Notify,
+    /// Why nothing is applied any more.
+    stopped: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -64,7 +66,8 @@ impl Shared {
         let (generation, _) = watch::channel(view.generation());
         let (applied, _) = watch::channel(state.last.map_or(0, |last| last.index));
         let snapshot_due = Notify::new();
-        Ok(Self { state: Mutex::new(state), view: RwLock::new(view), generation, applied, snapshot_due })
+        let (state, view) = (Mutex::new(state), RwLock::new(view));
+        Ok(Self { state, view, generation, applied, snapshot_due, stopped: OnceLock::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -86,6 +89,23 @@ impl Shared {
 
     pub fn applied_changes(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
+    }
+
+    /// Why nothing is applied any more, with a hint; `None` when all is well.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.get().map(String::as_str)
+    }
+
+    /// Nothing is applied any more. The library ends with the error; people read the reason here.
+    fn stop(&self, index: u64, error: &dyn std::fmt::Display) -> io::Error {
+        let text = error.to_string();
+        let (problem, hint) = text.split_once("\nhint: ").unwrap_or((&text, "start a newer release here"));
+        let reason =
+            format!("entry {index} of the log cannot be applied, and none is left out: {problem}\nhint: {hint}");
+        tracing::error!(index, problem, "the log holds what this release does not understand: this server stops here");
+        // The first one is the reason.
+        let _ = self.stopped.set(reason.clone());
+        io::Error::other(reason)
     }
 
     /// The store, for a short look.
@@ -158,11 +178,34 @@ pub(crate) struct Machine {
     shared: Arc<Shared>,
     snapshots: Snapshots,
     limits: Limits,
+    /// What this server knows.
+    level: Level,
 }
 
 impl Machine {
-    pub fn new(shared: Arc<Shared>, snapshots: Snapshots, limits: Limits) -> Self {
-        Self { shared, snapshots, limits }
+    pub fn new(shared: Arc<Shared>, snapshots: Snapshots, limits: Limits, level: Level) -> Self {
+        Self { shared, snapshots, limits, level }
+    }
+
+    /// What an entry holds, when all of it is known here.
+    fn read(&self, batch: &super::Batch) -> Result<Vec<Transaction>, String> {
+        let transactions = batch.transactions().map_err(|error| error.to_string())?;
+        for op in transactions.iter().flat_map(|transaction| &transaction.ops) {
+            if let Op::RaiseLevel { level } = op {
+                self.check(*level)?;
+            }
+        }
+        Ok(transactions)
+    }
+
+    fn check(&self, level: Level) -> Result<(), String> {
+        if level <= self.level {
+            return Ok(());
+        }
+        Err(format!(
+            "the cluster has level {level}, this release knows levels up to {}\nhint: start the release that the other servers run",
+            self.level
+        ))
     }
 
     fn current(&self) -> io::Result<Option<SnapshotOf<Types, SnapshotHandle>>> {
@@ -193,7 +236,8 @@ impl RaftStateMachine<Types> for Machine {
                     EntryPayload::Blank => {}
                     EntryPayload::Normal(batch) => {
                         // An entry that cannot be read stops this server: skipping it would make it differ from others.
-                        let transactions = batch.transactions().map_err(io::Error::other)?;
+                        let transactions =
+                            self.read(batch).map_err(|error| self.shared.stop(entry.log_id.index, &error))?;
                         answers = state.store.apply(&transactions);
                         state.bytes_since_snapshot += batch.bytes.len() as u64;
                     }
@@ -225,6 +269,7 @@ impl RaftStateMachine<Types> for Machine {
             return Err(io::Error::other("the snapshot does not reach to where it should"));
         }
         let (view, reached) = (store.view(), saved.reach.last.index);
+        self.check(view.level()).map_err(|error| self.shared.stop(reached, &error))?;
         {
             let mut state = self.shared.state();
             state.last = Some(saved.reach.last);

@@ -8,11 +8,12 @@ mod transactions;
 
 pub use answers::{read_applied, write_applied};
 pub use bytes::{Reader, Writer};
-pub use transactions::{decode, encode, encode_part, join};
+pub use transactions::{Part, decode, encode, encode_part, join};
 pub(crate) use transactions::{read_claims, read_key, write_claims, write_key};
 
-/// The format this release writes. It reads this one and all before it.
-pub const FORMAT: u16 = 1;
+/// The newest format this release writes; it reads this one and all before it. What says nothing new is written in the format before,
+/// for servers of the release before. 2: the cluster level.
+pub const FORMAT: u16 = 2;
 
 /// JSON trees deeper than this are not encoded: the parser stops at 128 levels, and an entry that cannot be read back would
 /// stop the log for ever.

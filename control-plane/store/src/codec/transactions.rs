@@ -1,4 +1,4 @@
-//! Transactions: `format u16, count u32, { count u32, { tag u8, length u32, body } }`.
+//! Transactions: `format u16, count u32, { count u32, { tag u8, length u32, body } }`. The format is the oldest that can say it.
 
 use std::sync::Arc;
 
@@ -13,6 +13,8 @@ const STATUS: u8 = 3;
 const BIND: u8 = 4;
 const DELETE: u8 = 5;
 const RAISE_EPOCH: u8 = 6;
+// Since format 2.
+const RAISE_LEVEL: u8 = 7;
 
 /// Encodes transactions.
 ///
@@ -23,26 +25,56 @@ pub fn encode(transactions: &[Transaction]) -> Result<Vec<u8>, CodecError> {
     join(&parts)
 }
 
+/// One encoded transaction.
+#[derive(Debug)]
+pub struct Part {
+    bytes: Vec<u8>,
+    format: u16,
+}
+
+impl Part {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Never: a transaction begins with its count.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
 /// Encodes one transaction, to be joined with others.
 ///
 /// # Errors
 /// As `encode`.
-pub fn encode_part(transaction: &Transaction) -> Result<Vec<u8>, CodecError> {
+pub fn encode_part(transaction: &Transaction) -> Result<Part, CodecError> {
     let mut out = Writer::new();
     out.count(transaction.ops.len(), "the list of commands")?;
     transaction.ops.iter().try_for_each(|op| write_op(&mut out, op))?;
-    Ok(out.into_bytes())
+    let format = transaction.ops.iter().map(format_of).max().unwrap_or(1);
+    Ok(Part { bytes: out.into_bytes(), format })
+}
+
+/// The first format that has a command.
+fn format_of(op: &Op) -> u16 {
+    match op {
+        Op::RaiseLevel { .. } => 2,
+        _ => 1,
+    }
 }
 
 /// What `encode` gives for the transactions these parts were made of.
 ///
 /// # Errors
 /// More than 2^32 - 1 of them.
-pub fn join(parts: &[impl AsRef<[u8]>]) -> Result<Vec<u8>, CodecError> {
+pub fn join(parts: &[Part]) -> Result<Vec<u8>, CodecError> {
     let mut out = Writer::new();
-    out.u16(FORMAT);
+    out.u16(parts.iter().map(|part| part.format).max().unwrap_or(1));
     out.count(parts.len(), "the list of transactions")?;
-    parts.iter().for_each(|part| out.raw(part.as_ref()));
+    parts.iter().for_each(|part| out.raw(&part.bytes));
     Ok(out.into_bytes())
 }
 
@@ -99,6 +131,10 @@ fn write_op(out: &mut Writer, op: &Op) -> Result<(), CodecError> {
             DELETE
         }
         Op::RaiseEpoch => RAISE_EPOCH,
+        Op::RaiseLevel { level } => {
+            body.u32(*level);
+            RAISE_LEVEL
+        }
     };
     out.u8(tag);
     out.blob(&body.into_bytes(), "a command")
@@ -126,6 +162,7 @@ fn read_op(input: &mut Reader<'_>) -> Result<Op, CodecError> {
         },
         DELETE => Op::Delete { key: read_key(&mut body)?, expect: read_expect(&mut body)? },
         RAISE_EPOCH => Op::RaiseEpoch,
+        RAISE_LEVEL => Op::RaiseLevel { level: body.u32("a level")? },
         unknown => return Err(CodecError::UnknownCommand(unknown)),
     };
     body.end("a command")?;

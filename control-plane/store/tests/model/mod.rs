@@ -106,6 +106,7 @@ pub fn any_op() -> impl Strategy<Value = Op> {
         }),
         3 => (any_key(), any_expect()).prop_map(|(key, expect)| Op::Delete { key, expect }),
         1 => Just(Op::RaiseEpoch),
+        1 => (1..4_u32).prop_map(|level| Op::RaiseLevel { level }),
     ]
 }
 
