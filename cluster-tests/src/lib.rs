@@ -7,6 +7,7 @@ pub mod history;
 pub mod kubectl;
 pub mod linear;
 pub mod machine;
+pub mod previous;
 pub mod registry;
 pub mod site;
 pub mod vm;

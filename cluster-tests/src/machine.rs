@@ -26,6 +26,8 @@ pub struct Machine {
     node: String,
     /// `up`, or how it joins.
     verb: Vec<String>,
+    /// The program; `None`: that of this workspace.
+    program: Option<PathBuf>,
 }
 
 /// What a command said.
@@ -138,6 +140,7 @@ impl Machine {
             wrapper: Vec::new(),
             node: "node1".to_owned(),
             verb: vec!["up".to_owned()],
+            program: None,
         }
     }
 
@@ -152,6 +155,16 @@ impl Machine {
     #[must_use]
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Runs another program in place of this workspace's from its next start and its next verb on: that of another release.
+    pub fn runs(&mut self, program: Option<&Path>) -> &mut Self {
+        self.program = program.map(Path::to_path_buf);
+        self
+    }
+
+    fn coracle_program(&self) -> PathBuf {
+        self.program.clone().unwrap_or_else(|| program("coracle"))
     }
 
     /// Starts with these words from now on: `up`, or `join` and what it needs.
@@ -292,7 +305,7 @@ impl Machine {
     pub fn start(&mut self) -> &mut Self {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("up.log")).expect("a log");
-        let coracle = program("coracle");
+        let coracle = self.coracle_program();
         let mut command = match self.wrapper.split_first() {
             Some((first, others)) => {
                 let mut command = self.command(first);
@@ -361,6 +374,17 @@ impl Machine {
         rustix::process::kill_process(pid, signal).expect("a signal");
     }
 
+    /// Asks `coracle up` to stop, as a service manager does, and waits until it has. The pods run on.
+    ///
+    /// # Panics
+    /// It does not run, or does not end.
+    pub fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).expect("a pid")).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+        let code = self.ended();
+        assert_eq!(code, 0, "it stopped with {code}:\n{}", tail(&self.log()));
+    }
+
     /// `kill -9` of `coracle up`.
     pub fn kill(&mut self) {
         if let Some(mut up) = self.up.take() {
@@ -387,7 +411,7 @@ impl Machine {
 
     /// Runs a verb of the program; its words.
     pub fn try_coracle(&self, words: &[&str]) -> Said {
-        let mut command = self.command(program("coracle"));
+        let mut command = self.command(self.coracle_program());
         command.args(words).current_dir(workspace());
         Said::of(&command.output().expect("coracle"))
     }
@@ -418,7 +442,7 @@ impl Machine {
     /// # Panics
     /// The program cannot be run.
     pub fn try_apply(&self, yaml: &str) -> Said {
-        let mut command = self.command(program("coracle"));
+        let mut command = self.command(self.coracle_program());
         command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("coracle apply");
         child.stdin.take().expect("piped").write_all(yaml.as_bytes()).expect("a pipe");
@@ -586,7 +610,7 @@ impl Drop for Machine {
         self.kill();
         // A test that failed in the middle cleans up all the same.
         if self.data().join("up.json").exists() {
-            let _ = self.command(program("coracle")).args(["down", "--timeout", "1"]).output();
+            let _ = self.command(self.coracle_program()).args(["down", "--timeout", "1"]).output();
         }
         let _ = self.holder.kill();
         let _ = self.holder.wait();

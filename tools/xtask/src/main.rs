@@ -1,8 +1,9 @@
-//! The tasks of the workspace: `cargo xtask demo|test|foreign|bench|tidy`.
+//! The tasks of the workspace: `cargo xtask demo|test|foreign|previous|bench|tidy`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod demo;
+mod previous;
 mod tests;
 mod tidy;
 mod words;
@@ -19,7 +20,8 @@ cargo xtask <task>
                                   taken down at Ctrl-C; their data is in a new folder below DIR until then (root)
   test [--fast] [FILTER]          formatting, lints, tidy and every test that needs no foreign program (root);
                                   --fast leaves out formatting and lints
-  foreign [FILTER]                the suites with programs of others: kubectl, Debian's nginx and redis, QEMU (root)
+  foreign [FILTER]                the suites with programs of others: kubectl, Debian's nginx and redis, QEMU, the release before (root)
+  previous                        builds the release before, which the tests of upgrades run; once for each
   bench                           the numbers of PROMISES.md, measured now, with the peers that are installed (root)
   tidy [--bless]                  the rules of the house: crate graph, purity, fences, licences;
                                   --bless writes the crate graph anew
@@ -32,7 +34,8 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo::run(&rest),
         "test" => tests::run(&rest),
-        "foreign" => tests::foreign(&rest),
+        "foreign" => previous::run(&[]).and_then(|()| tests::foreign(&rest)),
+        "previous" => previous::run(&rest),
         "tidy" => tidy::run(&rest),
         "bench" => bench(),
         "" | "help" | "--help" | "-h" => {
