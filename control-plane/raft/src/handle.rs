@@ -66,6 +66,8 @@ pub struct RaftConfig {
     pub snapshot_bytes: u64,
     /// Where the log lies; `None`: below `dir`. For tests of what a failing disk does.
     pub log_disk: Option<Arc<dyn Disk>>,
+    /// Where snapshots lie; `None`: below `dir`. For the same tests.
+    pub snapshot_disk: Option<Arc<dyn Disk>>,
     /// The log is written by a task of this runtime at this pace, and nothing is done on other threads: for simulations in virtual
     /// time only. `None`: by a thread.
     pub pace: Option<Arc<dyn Pace>>,
@@ -85,6 +87,7 @@ impl RaftConfig {
             reserve_bytes: 64 << 20,
             snapshot_bytes: 32 << 20,
             log_disk: None,
+            snapshot_disk: None,
             pace: None,
         }
     }
@@ -233,8 +236,7 @@ impl Raft {
     /// # Errors
     /// As `open`; and a copy of this directory runs elsewhere.
     pub async fn open_among(config: RaftConfig, peers: Arc<dyn Peers>) -> Result<Self, OpenError> {
-        let paced = config.pace.is_some();
-        let loaded = if paced {
+        let loaded = if config.pace.is_some() {
             load(config)?
         } else {
             let loading = tokio::task::spawn_blocking(move || load(config));
@@ -275,7 +277,6 @@ impl Raft {
             snapshots.clone(),
             writer.clone(),
             stopped.clone(),
-            paced,
         ));
         let raft = Self {
             inner: Arc::new(Inner {
@@ -705,7 +706,8 @@ fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
     };
     refuse_newer(identity::level(&config.dir)?)?;
     let disk = |name: &str| open_directory(&config.dir.join(name)).map(|disk| disk as Arc<dyn Disk>);
-    let snapshots = Snapshots::new(disk("snapshots")?, identity.cluster);
+    let snapshot_disk = config.snapshot_disk.clone().map_or_else(|| disk("snapshots"), Ok)?;
+    let snapshots = Snapshots::new(snapshot_disk, identity.cluster).inline(config.pace.is_some());
     let loaded = snapshots.load(config.limits)?;
     if let Some((_, store)) = &loaded {
         refuse_newer(store.view().level())?;
@@ -879,7 +881,6 @@ async fn take_snapshots(
     snapshots: Snapshots,
     writer: Arc<Writer>,
     mut stop: watch::Receiver<bool>,
-    paced: bool,
 ) {
     let mut failed = false;
     loop {
@@ -891,11 +892,8 @@ async fn take_snapshots(
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let Some((reach, frozen)) = shared.due() else { continue };
-        let writing = snapshots.clone();
         let last = reach.last;
-        let write = move || writing.write(&reach, &frozen);
-        let written = if paced { Ok(write()) } else { tokio::task::spawn_blocking(write).await };
-        let saved = match written {
+        let saved = match snapshots.aside(move |snapshots| snapshots.write(&reach, &frozen)).await {
             Ok(Ok(saved)) => saved,
             Ok(Err(error)) => {
                 if !failed {

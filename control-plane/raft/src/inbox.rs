@@ -159,9 +159,8 @@ impl Raft {
             return Answer::Failed("another part of the snapshot was expected".to_owned());
         }
         let end = offset + bytes.len() as u64;
-        let snapshots = inner.snapshots.clone();
         let limits = inner.limits;
-        let taken = tokio::task::spawn_blocking(move || {
+        let taken = inner.snapshots.aside(move |snapshots| {
             snapshots.receive(offset, &bytes)?;
             if end < total { Ok(None) } else { snapshots.received(index, limits).map(Some) }
         });

@@ -21,6 +21,7 @@ pub mod snapshots;
 pub mod wal;
 mod wire;
 
+pub use adapter::seed_elections;
 pub use batch::{ProposeError, Proposed};
 pub use coracle_base::{Level, Release};
 pub use handle::{OpenError, Raft, RaftConfig, RaftMetrics};

@@ -88,13 +88,31 @@ pub enum SnapshotFileError {
 pub struct Snapshots {
     disk: Arc<dyn Disk>,
     cluster: u128,
+    inline: bool,
 }
 
 impl Snapshots {
     /// Over this directory.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>, cluster: u128) -> Self {
-        Self { disk, cluster }
+        Self { disk, cluster, inline: false }
+    }
+
+    /// With `inline` nothing is done on other threads: for simulations.
+    pub(crate) fn inline(self, inline: bool) -> Self {
+        Self { inline, ..self }
+    }
+
+    /// Work that blocks, where it holds nobody up. Fails when the work panicked.
+    pub(crate) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        if self.inline {
+            return Ok(work(self));
+        }
+        let snapshots = self.clone();
+        tokio::task::spawn_blocking(move || work(&snapshots)).await
     }
 
     /// Writes a snapshot and drops all but the last two. Blocks.

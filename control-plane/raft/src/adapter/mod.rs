@@ -2,6 +2,7 @@
 
 mod machine;
 mod network;
+mod runtime;
 mod storage;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use openraft::{LogId, Membership, StoredMembership, Vote};
 
 pub(crate) use machine::{Machine, Shared, SnapshotHandle};
 pub(crate) use network::Network;
+pub use runtime::seed_elections;
 pub(crate) use storage::{LogStore, from_entry};
 
 use crate::members::{Member, Members};
@@ -28,6 +30,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Member,
         Term = u64,
+        AsyncRuntime = runtime::Runtime,
 );
 
 pub(crate) type Engine = openraft::Raft<Types, Machine>;

@@ -168,9 +168,8 @@ impl Client {
         let total = self.snapshots.size(index).map_err(|error| unread(&error))?;
         let mut offset = 0;
         loop {
-            let snapshots = self.snapshots.clone();
             let length = SNAPSHOT_PART.min(total - offset);
-            let part = tokio::task::spawn_blocking(move || snapshots.part(index, offset, length)).await;
+            let part = self.snapshots.aside(move |snapshots| snapshots.part(index, offset, length)).await;
             let bytes: Bytes = part.map_err(|error| unread(&error))?.map_err(|error| unread(&error))?.into();
             let question = Request::Snapshot { vote: ballot(vote), index, total, offset, bytes };
             let answer = self.caller.ask(self.target, &self.member, &question, PART_WITHIN).await;
