@@ -103,7 +103,7 @@ pub fn missing(view: &View, services: Cidr, apis: &[(Ipv4Addr, u16)]) -> Vec<Tra
 }
 
 fn create(key: Key, mut value: serde_json::Value, claims: Vec<String>) -> Op {
-    value["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
+    value["metadata"]["uid"] = json!(now::uuid().to_string());
     value["metadata"]["creationTimestamp"] = json!(now::rfc3339());
     Op::Create { key, value: Arc::new(value), claims }
 }

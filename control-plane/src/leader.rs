@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_api::{Memory, ProposeError};
 use coracle_controllers::nodehealth::Beat;
 use coracle_controllers::{Controller, Ids};
 use coracle_daemon::DrainWatch;
 use coracle_store::{Expect, Key, Op, View};
+use tokio::time::Instant;
 
 use crate::backup;
 use crate::cidr::Cidr;
@@ -35,15 +36,12 @@ struct Random;
 
 impl Ids for Random {
     fn uid(&mut self) -> String {
-        uuid::Uuid::new_v4().to_string()
+        now::uuid().to_string()
     }
 
     fn suffix(&mut self) -> String {
         let letters = b"bcdfghjklmnpqrstvwxz2456789";
-        uuid::Uuid::new_v4().as_bytes()[..5]
-            .iter()
-            .map(|byte| char::from(letters[usize::from(*byte) % letters.len()]))
-            .collect()
+        now::uuid().as_bytes()[..5].iter().map(|byte| char::from(letters[usize::from(*byte) % letters.len()])).collect()
     }
 }
 

@@ -6,6 +6,7 @@ mod beats;
 pub mod bootstrap;
 pub mod cidr;
 mod cluster;
+pub mod inside;
 pub mod join;
 pub mod kubeconfig;
 mod leader;

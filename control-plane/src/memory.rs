@@ -168,7 +168,12 @@ pub(crate) async fn open(
     let config =
         RaftConfig { segment_bytes, reserve_bytes: segment_bytes, member, identity, join, ..RaftConfig::new(dir) };
     let raft = Raft::open_among(config, peers).await?;
-    Ok((Arc::new(Logged { raft: raft.clone(), term: None }), LogHandle { raft }))
+    Ok(over(raft))
+}
+
+/// The memory over an open log.
+pub(crate) fn over(raft: Raft) -> (Arc<dyn Memory>, LogHandle) {
+    (Arc::new(Logged { raft: raft.clone(), term: None }), LogHandle { raft })
 }
 
 struct Logged {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use coracle_api::BoxFuture;
 use coracle_base::Release;
 use coracle_protocol::MAX_MESSAGE_BYTES;
 use coracle_protocol::tls::Wallet;
@@ -12,6 +13,8 @@ use coracle_protocol::v1::{BeatsAnswer, BeatsReport, LogRelay, Slices, TunnelDow
 use coracle_raft::{Carried, Message, PeerError, Peers};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+
+use crate::beats::Carrier;
 
 /// A server that does not answer the knock is not there.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
@@ -71,15 +74,6 @@ impl ServerPeers {
         PeerError::Lost { address, reason }
     }
 
-    pub async fn beats(&self, address: &str, report: BeatsReport) -> Result<BeatsAnswer, PeerError> {
-        let asked = async {
-            let answer = self.client(address, false).await?.beats(report).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| self.failed(address, false, &status))
-        };
-        let late = || PeerError::Lost { address: address.to_owned(), reason: "it does not answer".to_owned() };
-        tokio::time::timeout(2 * ALIVE, asked).await.unwrap_or_else(|_| Err(late()))
-    }
-
     /// Returns once the agents of that server have taken over what the slices say.
     pub async fn settle(&self, address: &str, slices: Slices) -> Result<(), PeerError> {
         let answer = self.client(address, false).await?.settle(slices).await;
@@ -105,6 +99,20 @@ pub(crate) fn to_wire(message: &Message) -> Words {
 /// The reverse.
 pub(crate) fn from_wire(words: Words) -> Message {
     Message { release: Release::stated(words.level, &words.version), words: words.words.into() }
+}
+
+impl Carrier for ServerPeers {
+    fn beats(&self, address: &str, report: BeatsReport) -> BoxFuture<'_, Result<BeatsAnswer, PeerError>> {
+        let address = address.to_owned();
+        Box::pin(async move {
+            let asked = async {
+                let answer = self.client(&address, false).await?.beats(report).await;
+                answer.map(tonic::Response::into_inner).map_err(|status| self.failed(&address, false, &status))
+            };
+            let late = || PeerError::Lost { address: address.clone(), reason: "it does not answer".to_owned() };
+            tokio::time::timeout(2 * ALIVE, asked).await.unwrap_or_else(|_| Err(late()))
+        })
+    }
 }
 
 impl Peers for ServerPeers {

@@ -18,7 +18,7 @@ use tonic::transport::Server as Grpc;
 
 use crate::cluster::LocalCluster;
 use crate::join::Gate;
-use crate::leader::{self, Duties, Work};
+use crate::leader::{Duties, Work};
 use crate::memory::{LogHandle, LogPlan, MemoryError, open};
 use crate::peers::ServerPeers;
 use crate::pki::{Authority, Credential, NODES, PkiError, SERVERS, Subject, write};
@@ -208,10 +208,9 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
         services: config.network.service_cidr,
         api_port: api_address.port(),
     };
-    drain.spawn(leader::run(duties, drain.clone()));
     let letting_go = LettingGo { raft: log.raft().clone(), peers: peers.clone(), sessions: sessions.clone() };
     drain.spawn(letting_go.run(drain.clone()));
-    drain.spawn(crate::beats::run(log.raft().clone(), peers, sessions.clone(), drain.clone()));
+    crate::inside::begin(duties, Arc::new(peers), Arc::new(log.raft().clone()), &drain);
 
     let kubeconfig = config.data_dir.join("admin.kubeconfig");
     let host = if api_address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { api_address.ip() };

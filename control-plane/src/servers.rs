@@ -54,16 +54,8 @@ impl Servers for ServerDoor {
         check(&request)?;
         let sessions = self.sessions.get().ok_or_else(early)?;
         let raft = self.raft.get().ok_or_else(early)?;
-        if !raft.is_leader() {
-            return Err(Status::failed_precondition("this server does not lead"));
-        }
-        let report = request.into_inner();
-        let nodes: Vec<(String, u64)> =
-            report.beats.iter().map(|beat| (beat.node.clone(), beat.sent_boottime_ms)).collect();
-        sessions.hear_of(report);
-        // The round is begun after the beats have come: nobody else can have led meanwhile.
-        let leases = if raft.confirm_leading().await { sessions.grant(&nodes) } else { Vec::new() };
-        Ok(Response::new(BeatsAnswer { leases }))
+        let answer = crate::beats::hear(raft, sessions, request.into_inner()).await;
+        answer.map(Response::new).ok_or_else(|| Status::failed_precondition("this server does not lead"))
     }
 
     async fn settle(&self, request: Request<Slices>) -> Result<Response<Empty>, Status> {

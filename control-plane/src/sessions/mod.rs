@@ -9,10 +9,10 @@ mod report;
 mod settle;
 mod tunnels;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_base::Release;
 use coracle_base::level::{LETS_GO, LEVEL};
@@ -23,6 +23,7 @@ use coracle_protocol::v1::{
 };
 use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -41,6 +42,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const RETRY_AT_MOST: Duration = Duration::from_secs(2);
 /// Messages waiting for one agent: a feed is made only when the one before went out, so a handful is enough.
 const DOWN_QUEUE: usize = 16;
+
+/// What goes down to an agent.
+pub type Down = Pin<Box<dyn Stream<Item = Result<FromServer, Status>> + Send>>;
 
 /// How a node's last beat looks from here.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +93,7 @@ struct Inner {
     cluster_id: String,
     plan: NetworkPlan,
     authority: Arc<Authority>,
-    agents: Mutex<HashMap<String, AgentEntry>>,
+    agents: Mutex<BTreeMap<String, AgentEntry>>,
     /// Nodes whose sessions other servers hold: while this one leads. Bounded by the nodes there are.
     heard: Mutex<HashMap<String, Heard>>,
     grants: Mutex<Grants>,
@@ -311,7 +315,7 @@ impl Sessions {
         self.inner.tunnels.open_logs(node, &down, request).await
     }
 
-    fn agents(&self) -> std::sync::MutexGuard<'_, HashMap<String, AgentEntry>> {
+    fn agents(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, AgentEntry>> {
         self.inner.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -326,8 +330,74 @@ impl Sessions {
         }
     }
 
+    /// Opens an agent's session, whoever carries it: `node` has shown that it is who it says. What comes back goes down to it.
+    pub(crate) async fn open(
+        &self,
+        node: String,
+        mut up: impl Stream<Item = Result<FromAgent, Status>> + Unpin + Send + 'static,
+    ) -> Result<Down, Status> {
+        let first = tokio::time::timeout(HELLO_WITHIN, up.next())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the agent said no hello"))?;
+        let Some(Ok(FromAgent { message: Some(from_agent::Message::Hello(hello)) })) = first else {
+            return Err(Status::invalid_argument("the first message of a session must be a hello"));
+        };
+        if hello.node != node {
+            return Err(Status::permission_denied(format!(
+                "the certificate is of node {node}, the hello of node {}",
+                hello.node
+            )));
+        }
+        if hello.protocol == 0 {
+            return Err(Status::failed_precondition("the agent speaks protocol 0; this server speaks 1"));
+        }
+        let agent = Release::stated(hello.level, &hello.version);
+        if let Some(reason) = Release::own().refuses(&agent) {
+            return Err(Status::failed_precondition(format!("the agent of node {node} is refused: {reason}")));
+        }
+        if !self.inner.useful.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Status::unavailable("this server has lost the cluster's leader"));
+        }
+        let known = self.inner.memory.view().find("nodes", "", &node).is_some();
+        let turn = if known { None } else { Some(self.inner.newcomers.lock().await) };
+        let pod_cidr = register::register(&*self.inner.memory, &self.inner.plan, &node, &hello.node_object)
+            .await
+            .map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
+        drop(turn);
+        let settles = agent.level >= LETS_GO;
+        let (down, receiver) = mpsc::channel(DOWN_QUEUE);
+        let session = self.inner.next_session.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let settings = self.settings(pod_cidr);
+        let welcome = Welcome {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_id: self.inner.cluster_id.clone(),
+            settings: Some(settings),
+            level: LEVEL,
+        };
+        down.send(Ok(FromServer { message: Some(from_server::Message::Welcome(welcome)) }))
+            .await
+            .map_err(|_| Status::cancelled("the agent went away"))?;
+        let entry = AgentEntry {
+            session,
+            last_beat: Instant::now(),
+            sent_boottime_ms: 0,
+            connected: true,
+            settles,
+            down: down.clone(),
+        };
+        self.agents().insert(node.clone(), entry);
+        tracing::info!(node, agent = hello.version, "an agent has connected");
+        let (parts, feed) = mpsc::channel(feed::PARTS);
+        tokio::spawn(self.inner.feeds.clone().run(session, node.clone(), parts));
+        tokio::spawn(self.clone().listen(node, session, up));
+        // The welcome waits in the first and goes before any feed.
+        let down = ReceiverStream::new(receiver).merge(ReceiverStream::new(feed).map(feed::Part::message));
+        Ok(Box::pin(down))
+    }
+
     /// Runs one session to its end: reads what the agent says until the stream breaks.
-    async fn listen(self, node: String, session: u64, mut up: Streaming<FromAgent>) {
+    async fn listen(self, node: String, session: u64, mut up: impl Stream<Item = Result<FromAgent, Status>> + Unpin) {
         // What could not be stored; the agent does not say it again.
         let (mut unstored, mut pause) = (coracle_protocol::v1::Report::default(), RETRY_AFTER);
         loop {
@@ -389,70 +459,12 @@ impl Sessions {
 
 #[tonic::async_trait]
 impl Agents for Sessions {
-    type SessionStream = Pin<Box<dyn Stream<Item = Result<FromServer, Status>> + Send>>;
+    type SessionStream = Down;
     type TunnelStream = Pin<Box<dyn Stream<Item = Result<TunnelDown, Status>> + Send>>;
 
     async fn session(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Self::SessionStream>, Status> {
         let node = node_of(&request)?;
-        let mut up = request.into_inner();
-        let first = tokio::time::timeout(HELLO_WITHIN, up.next())
-            .await
-            .map_err(|_| Status::deadline_exceeded("the agent said no hello"))?;
-        let Some(Ok(FromAgent { message: Some(from_agent::Message::Hello(hello)) })) = first else {
-            return Err(Status::invalid_argument("the first message of a session must be a hello"));
-        };
-        if hello.node != node {
-            return Err(Status::permission_denied(format!(
-                "the certificate is of node {node}, the hello of node {}",
-                hello.node
-            )));
-        }
-        if hello.protocol == 0 {
-            return Err(Status::failed_precondition("the agent speaks protocol 0; this server speaks 1"));
-        }
-        let agent = Release::stated(hello.level, &hello.version);
-        if let Some(reason) = Release::own().refuses(&agent) {
-            return Err(Status::failed_precondition(format!("the agent of node {node} is refused: {reason}")));
-        }
-        if !self.inner.useful.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Status::unavailable("this server has lost the cluster's leader"));
-        }
-        let known = self.inner.memory.view().find("nodes", "", &node).is_some();
-        let turn = if known { None } else { Some(self.inner.newcomers.lock().await) };
-        let pod_cidr = register::register(&*self.inner.memory, &self.inner.plan, &node, &hello.node_object)
-            .await
-            .map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
-        drop(turn);
-        let settles = agent.level >= LETS_GO;
-        let (down, receiver) = mpsc::channel(DOWN_QUEUE);
-        let session = self.inner.next_session.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let settings = self.settings(pod_cidr);
-        let welcome = Welcome {
-            protocol: PROTOCOL,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            cluster_id: self.inner.cluster_id.clone(),
-            settings: Some(settings),
-            level: LEVEL,
-        };
-        down.send(Ok(FromServer { message: Some(from_server::Message::Welcome(welcome)) }))
-            .await
-            .map_err(|_| Status::cancelled("the agent went away"))?;
-        let entry = AgentEntry {
-            session,
-            last_beat: Instant::now(),
-            sent_boottime_ms: 0,
-            connected: true,
-            settles,
-            down: down.clone(),
-        };
-        self.agents().insert(node.clone(), entry);
-        tracing::info!(node, agent = hello.version, "an agent has connected");
-        let (parts, feed) = mpsc::channel(feed::PARTS);
-        tokio::spawn(self.inner.feeds.clone().run(session, node.clone(), parts));
-        tokio::spawn(self.clone().listen(node, session, up));
-        // The welcome waits in the first and goes before any feed.
-        let down = ReceiverStream::new(receiver).merge(ReceiverStream::new(feed).map(feed::Part::message));
-        Ok(Response::new(Box::pin(down)))
+        Ok(Response::new(self.open(node, request.into_inner()).await?))
     }
 
     async fn renew(&self, request: Request<Renewal>) -> Result<Response<Renewed>, Status> {

@@ -125,7 +125,7 @@ fn create(view: &coracle_store::View, plan: &NetworkPlan, node: &str, offered: &
         "kind": "Node",
         "metadata": {
             "name": node,
-            "uid": uuid::Uuid::new_v4().to_string(),
+            "uid": now::uuid().to_string(),
             "creationTimestamp": now::rfc3339(),
             "labels": labels,
             "annotations": offered["metadata"]["annotations"].as_object().cloned().unwrap_or_default(),

@@ -211,7 +211,7 @@ fn event_op(view: &View, node: &str, event: &NodeEvent) -> Option<Op> {
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "uid": uuid::Uuid::new_v4().to_string(),
+            "uid": now::uuid().to_string(),
             "creationTimestamp": now::rfc3339(),
         },
         "involvedObject": involved,

@@ -137,7 +137,7 @@ pub(super) struct News {
 pub(super) struct Board {
     view: Option<View>,
     tables: Tables,
-    seats: HashMap<u64, Seat>,
+    seats: BTreeMap<u64, Seat>,
     /// A node that reconnects has two sessions for a moment.
     by_node: HashMap<String, Vec<u64>>,
     nodes_differ: bool,
