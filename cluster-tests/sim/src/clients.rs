@@ -193,3 +193,31 @@ pub async fn heal(server: usize, raft: Raft, oracle: Oracle) {
         tokio::time::sleep(Duration::from_millis(20)).await; // poll
     }
 }
+
+/// Makes a ReplicaSet of one fenced pod.
+pub async fn run_fenced(raft: Raft) {
+    let annotations = json!({"coracle.dev/fenced": "true"});
+    let labels = json!({"app": "fenced"});
+    let value = json!({
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {"name": "fenced", "namespace": "default", "uid": "fenced"},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels, "annotations": annotations},
+                "spec": {
+                    "restartPolicy": "Always",
+                    "schedulerName": "default-scheduler",
+                    "containers": [{"name": "app", "image": "example.com/app:1"}],
+                },
+            },
+        },
+    });
+    let key = Key::new("replicasets.apps", "default", "fenced");
+    let create = Op::Create { key, value: Arc::new(value), claims: Vec::new() };
+    while raft.propose(create.clone().into()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await; // poll
+    }
+}

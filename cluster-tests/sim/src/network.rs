@@ -1,24 +1,39 @@
 //! The network between the servers: messages wait in one queue, ordered by when they arrive, and by seed some never do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use coracle_raft::{Carried, Message, PeerError, Peers};
+use bytes::Bytes;
+use coracle_raft::PeerError;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::oneshot;
 
+use crate::server::server_at;
+
 /// Who waits for an answer.
-pub type Reply = oneshot::Sender<Result<Message, PeerError>>;
+pub type Reply = oneshot::Sender<Result<Bytes, PeerError>>;
+
+/// What a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The log. What is asked once never comes twice.
+    Log {
+        /// A transport carries a proposal once or not at all; only what Raft itself repeats comes twice.
+        once: bool,
+    },
+    /// The beats of a server's agents.
+    Beats,
+}
 
 /// Something on its way.
 #[derive(Debug)]
 pub enum Letter {
     /// From a server, with who waits for the answer; nobody for a copy.
-    Question(usize, Message, Option<Reply>),
+    Question(usize, Kind, Bytes, Option<Reply>),
     /// An answer, or that nobody was there.
-    Answer(Result<Message, PeerError>, Reply),
+    Answer(Result<Bytes, PeerError>, Reply),
 }
 
 /// What the network does at the moment.
@@ -36,6 +51,7 @@ pub struct State {
     pub slow: u64,
     queue: BTreeMap<(u64, u64), (usize, Letter)>,
     sent: u64,
+    trace: DefaultHasher,
     rng: StdRng,
 }
 
@@ -43,7 +59,29 @@ impl State {
     fn post(&mut self, to: usize, letter: Letter) {
         let due = self.now + self.rng.random_range(1..=self.slow.max(1));
         self.sent += 1;
+        (self.now, due, to).hash(&mut self.trace);
+        match &letter {
+            Letter::Question(from, kind, bytes, reply) => (from, kind, bytes, reply.is_some()).hash(&mut self.trace),
+            Letter::Answer(Ok(bytes), _) => bytes.hash(&mut self.trace),
+            Letter::Answer(Err(_), _) => 0_u8.hash(&mut self.trace),
+        }
         self.queue.insert((due, self.sent), (to, letter));
+    }
+
+    /// What was sent so far, to whom and when, in one number: two runs that have the same did the same.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    /// Puts something else that was sent into the trace.
+    pub fn note(&mut self, sent: &[u8]) {
+        (self.now, sent).hash(&mut self.trace);
+    }
+
+    /// The network's chance.
+    pub fn dice(&mut self) -> &mut StdRng {
+        &mut self.rng
     }
 
     fn passes(&mut self, from: usize, to: usize) -> bool {
@@ -55,16 +93,6 @@ impl State {
 #[derive(Debug, Clone)]
 pub struct Network {
     state: Arc<Mutex<State>>,
-}
-
-/// Where a server listens.
-#[must_use]
-pub fn address(server: usize) -> String {
-    format!("s{server}:6444")
-}
-
-fn server_at(address: &str) -> Option<usize> {
-    address.strip_prefix('s')?.split(':').next()?.parse().ok()
 }
 
 impl Network {
@@ -79,6 +107,7 @@ impl Network {
             slow: 2,
             queue: BTreeMap::new(),
             sent: 0,
+            trace: DefaultHasher::new(),
             rng: StdRng::seed_from_u64(seed),
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -99,24 +128,23 @@ impl Network {
     }
 
     /// Sends an answer back.
-    pub fn answer(&self, from: usize, to: usize, answer: Result<Message, PeerError>, reply: Reply) {
+    pub fn answer(&self, from: usize, to: usize, answer: Result<Bytes, PeerError>, reply: Reply) {
         let mut state = self.state();
         if state.passes(from, to) {
             state.post(to, Letter::Answer(answer, reply));
         }
     }
 
-    fn ask(&self, from: usize, to: usize, once: bool, question: Message, reply: Reply) {
+    fn ask(&self, from: usize, to: usize, kind: Kind, question: Bytes, reply: Reply) {
         let mut state = self.state();
         if !state.passes(from, to) {
             return;
         }
         let twice = state.twice;
-        // A transport carries a proposal once or not at all; only what Raft itself repeats comes twice.
-        if !once && twice > 0.0 && state.rng.random_bool(twice) {
-            state.post(to, Letter::Question(from, question.clone(), None));
+        if kind != (Kind::Log { once: true }) && twice > 0.0 && state.rng.random_bool(twice) {
+            state.post(to, Letter::Question(from, kind, question.clone(), None));
         }
-        state.post(to, Letter::Question(from, question, Some(reply)));
+        state.post(to, Letter::Question(from, kind, question, Some(reply)));
     }
 
     /// The end of it that a server holds.
@@ -133,20 +161,20 @@ pub struct Plug {
     network: Network,
 }
 
-impl Peers for Plug {
-    fn ask(&self, address: &str, bulk: bool, question: Message, _within: Duration) -> Carried<'_> {
-        let address = address.to_owned();
-        Box::pin(async move {
-            let Some(to) = server_at(&address) else {
-                return Err(PeerError::Unreachable { address, reason: "no such server".to_owned() });
-            };
-            let (reply, answer) = oneshot::channel();
-            self.network.ask(self.from, to, bulk, question, reply);
-            match answer.await {
-                Ok(answer) => answer,
-                // It was lost: the asker's own patience ends this.
-                Err(_) => std::future::pending().await,
-            }
-        })
+impl Plug {
+    /// Asks whoever is at an address. What is lost is never answered: the asker's own patience ends this.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub async fn carry(&self, address: String, kind: Kind, question: Bytes) -> Result<Bytes, PeerError> {
+        let Some(to) = server_at(&address) else {
+            return Err(PeerError::Unreachable { address, reason: "no such server".to_owned() });
+        };
+        let (reply, answer) = oneshot::channel();
+        self.network.ask(self.from, to, kind, question, reply);
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) => std::future::pending().await,
+        }
     }
 }

@@ -41,8 +41,6 @@ pub struct Known {
     pub healed: Vec<bool>,
     /// Clients that run, by the life of the server they belong to.
     pub clients: BTreeMap<(usize, u64), usize>,
-    /// How often the fenced pod moved.
-    pub moves: usize,
 }
 
 impl Known {

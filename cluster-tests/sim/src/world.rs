@@ -3,7 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use coracle_raft::{Identity, Member, PeerError, Raft, RaftConfig};
+use coracle_base::Release;
+use coracle_control_plane::inside::{Inside, play, play_time};
+use coracle_daemon::Drain;
+use coracle_protocol::v1::BeatsReport;
+use coracle_raft::{Identity, Member, Message, PeerError, Raft, RaftConfig};
+use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
@@ -11,15 +16,19 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use crate::Bug;
-use crate::clients::{Clients, found, heal};
+use crate::agents::{Agents, Reach};
+use crate::clients::{Clients, found, heal, run_fenced};
 use crate::disk::SimDisk;
 use crate::invariants::linearizable;
 use crate::invariants::revisions::Revisions;
-use crate::lease::{Granter, Nodes};
-use crate::network::{Letter, Network, address};
+use crate::network::{Kind, Letter, Network, Reply};
 use crate::oracle::{Oracle, Pace};
+use crate::server::{address, start};
 
 const CLUSTER: u128 = 77;
+const NODES: usize = 3;
+/// The time of day when the world begins: 2026-11-27.
+const MORNING: u64 = 1_795_737_600_000;
 /// The cluster is formed within this, in milliseconds, before anything bad happens.
 const FORMED: u64 = 30_000;
 /// Everybody takes writes again so long after the last fault, and is the same so long after.
@@ -41,7 +50,7 @@ impl Settings {
     /// The usual run of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
-        Self { seed, faults: 12_000, bug: None }
+        Self { seed, faults: 15_000, bug: None }
     }
 }
 
@@ -54,14 +63,16 @@ pub struct Report {
     pub writes: usize,
     /// Operations that were checked.
     pub operations: usize,
-    /// Faults, by kind: cuts, crashes, freezes.
-    pub faults: [usize; 3],
+    /// Faults, by kind: cuts, crashes, freezes, and those of nodes.
+    pub faults: [usize; 4],
     /// How often the fenced pod moved.
     pub moves: usize,
     /// From the last fault until all took writes, in milliseconds of the world.
     pub healed_ms: u64,
     /// The length of the run, in milliseconds of the world.
     pub lasted_ms: u64,
+    /// All that was sent between the servers, and when, as one number.
+    pub trace: u64,
 }
 
 /// A promise was broken, in words, when.
@@ -71,13 +82,15 @@ pub struct Broken {
     pub seed: u64,
     /// Milliseconds of the world.
     pub at_ms: u64,
+    /// All that was sent between the servers until then, as one number.
+    pub trace: u64,
     /// How.
     pub how: String,
 }
 
 impl std::fmt::Display for Broken {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { seed, at_ms, how } = self;
+        let Self { seed, at_ms, how, .. } = self;
         write!(out, "seed {seed}, at {at_ms} ms: {how}\nhint: CORACLE_SIM_SEED={seed} runs this seed alone")
     }
 }
@@ -92,10 +105,12 @@ struct Life {
     /// Up to where the runtime's time has come, in the world's.
     reached: u64,
     slot: Slot,
-    /// Once it has opened.
-    granter: Option<Granter>,
+    /// Once it has opened and belongs to the cluster.
+    inside: Option<Inside>,
+    drain: Drain,
     revisions: Revisions,
     hashed: u64,
+    has_clients: bool,
     heals: bool,
 }
 
@@ -110,7 +125,10 @@ impl Life {
 }
 
 struct Host {
+    /// Of the log.
     disk: SimDisk,
+    /// Of the snapshots.
+    snapshots: SimDisk,
     lives: u64,
     life: Option<Life>,
     starts_at: Option<u64>,
@@ -125,10 +143,11 @@ struct World {
     network: Network,
     oracle: Oracle,
     hosts: Vec<Host>,
-    nodes: Nodes,
+    agents: Agents,
     directory: TempDir,
-    faults: [usize; 3],
+    faults: [usize; 4],
     next_fault: u64,
+    next_node_fault: u64,
 }
 
 /// Runs a seed: the cluster forms, suffers, is healed and must then be whole.
@@ -137,8 +156,10 @@ struct World {
 /// A promise was broken.
 pub fn run(settings: Settings) -> Result<Report, Broken> {
     let mut world = World::new(settings);
-    let result = world.live();
-    let broken = |how| Broken { seed: settings.seed, at_ms: world.now, how };
+    let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live()));
+    let result = lived.unwrap_or_else(|_| Err("something panicked".to_owned()));
+    let trace = world.network.state().trace();
+    let broken = |how| Broken { seed: settings.seed, at_ms: world.now, trace, how };
     let healed_ms = result.map_err(broken)?;
     let known = world.oracle.known();
     Ok(Report {
@@ -146,40 +167,61 @@ pub fn run(settings: Settings) -> Result<Report, Broken> {
         writes: known.acknowledged.count(),
         operations: known.operations.len(),
         faults: world.faults,
-        moves: known.moves,
+        moves: world.agents.moves,
         healed_ms,
         lasted_ms: world.now,
+        trace,
     })
 }
 
 fn directory() -> TempDir {
-    // Snapshots and the identity lie on a real disk: in memory, where there is one.
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory for snapshots")
+    // The identity and its lock lie on a real disk: in memory, where there is one.
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory for identities")
+}
+
+/// One server's executor. Its seed decides what tokio leaves to chance: whom of several it wakes first, and which branch of a
+/// `select!` it tries first.
+fn runtime(seed: u64) -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true);
+    #[cfg(tokio_unstable)]
+    builder
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+        // No task of a server may panic, whoever notices.
+        .unhandled_panic(tokio::runtime::UnhandledPanic::ShutdownRuntime);
+    #[cfg(not(tokio_unstable))]
+    let _ = seed;
+    builder.build().expect("a runtime")
 }
 
 impl World {
     fn new(settings: Settings) -> Self {
         let mut rng = StdRng::seed_from_u64(settings.seed);
+        coracle_raft::seed_elections(rng.random());
+        play(rng.random());
         let servers = if settings.seed % 4 == 3 { 5 } else { 3 };
         let host = |_| Host {
             disk: SimDisk::new(settings.bug == Some(Bug::SkipFsync)),
+            snapshots: SimDisk::new(false),
             lives: 0,
             life: None,
             starts_at: None,
             frozen_until: 0,
             watched: Arc::default(),
         };
+        let network = Network::new(rng.random());
         Self {
             settings,
             now: 0,
-            network: Network::new(rng.random()),
+            agents: Agents::new(NODES, servers, network.clone(), rng.random()),
+            network,
             oracle: Oracle::default(),
             hosts: (0..servers).map(host).collect(),
-            nodes: Nodes::new(),
             directory: directory(),
             rng,
-            faults: [0; 3],
+            faults: [0; 4],
             next_fault: 0,
+            next_node_fault: 0,
         }
     }
 
@@ -195,6 +237,7 @@ impl World {
             // Some runs take snapshots all the time.
             snapshot_bytes: if self.settings.seed.is_multiple_of(2) { 16 << 10 } else { 32 << 20 },
             log_disk: Some(Arc::new(self.hosts[server].disk.clone())),
+            snapshot_disk: Some(Arc::new(self.hosts[server].snapshots.clone())),
             pace: Some(Arc::new(pace)),
             ..RaftConfig::new(self.directory.path().join(name))
         }
@@ -205,8 +248,7 @@ impl World {
         self.hosts[server].starts_at = None;
         let pace = Pace::new(server, self.rng.random(), self.settings.bug, self.oracle.clone());
         let config = self.config(server, pace);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        let runtime = runtime.expect("a runtime");
+        let runtime = runtime(self.rng.random());
         let slot: Slot = Arc::default();
         let (opened, plug) = (slot.clone(), Arc::new(self.network.plug(server)));
         let joins = server > 0 && self.hosts[server].lives == 1;
@@ -221,7 +263,18 @@ impl World {
         }));
         let began = (runtime.block_on(async { Instant::now() }), self.now);
         let revisions = Revisions::default();
-        let life = Life { runtime, began, reached: self.now, slot, granter: None, revisions, hashed: 0, heals: false };
+        let life = Life {
+            runtime,
+            began,
+            reached: self.now,
+            slot,
+            inside: None,
+            drain: Drain::new(),
+            revisions,
+            hashed: 0,
+            has_clients: false,
+            heals: false,
+        };
         self.hosts[server].life = Some(life);
     }
 
@@ -232,6 +285,7 @@ impl World {
         drop(life.slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         life.runtime.shutdown_background();
         self.hosts[server].disk.power_cut(self.rng.random());
+        self.hosts[server].snapshots.power_cut(self.rng.random());
         self.hosts[server].frozen_until = 0;
         self.hosts[server].starts_at = Some(self.now + self.rng.random_range(30..1500));
     }
@@ -240,6 +294,7 @@ impl World {
     fn tick(&mut self) -> Result<(), String> {
         self.now += 1;
         self.network.state().now = self.now;
+        play_time(MORNING + self.now);
         for server in 0..self.hosts.len() {
             if self.hosts[server].starts_at.is_some_and(|at| at <= self.now) {
                 self.start(server);
@@ -251,15 +306,16 @@ impl World {
                 self.crash(server);
             }
         }
-        for (node, server) in self.nodes.tick(self.now, self.hosts.len())? {
-            let host = &self.hosts[server];
-            if host.frozen_until <= self.now
-                && let Some(life) = &host.life
-                && let Some(granter) = life.granter.clone()
-            {
-                drop(life.runtime.spawn(self.nodes.clone().beat(node, self.now, granter, self.network.clone())));
-            }
-        }
+        let servers: Vec<Reach<'_>> = self
+            .hosts
+            .iter()
+            .map(|host| Reach {
+                life: host.lives,
+                inside: host.life.as_ref().and_then(|life| Some((life.inside.as_ref()?, &life.runtime))),
+                frozen: host.frozen_until > self.now,
+            })
+            .collect();
+        self.agents.tick(self.now, &servers)?;
         match self.oracle.known().broken.take() {
             Some(how) => Err(how),
             None => Ok(()),
@@ -271,6 +327,7 @@ impl World {
         let now = self.now;
         let seed: u64 = self.rng.random();
         let (oracle, bug) = (self.oracle.clone(), self.settings.bug);
+        let plug = self.network.plug(server);
         let host = &mut self.hosts[server];
         let Some(life) = &mut host.life else { return Ok(()) };
         let until = life.began.0 + Duration::from_millis(now - life.began.1);
@@ -298,11 +355,14 @@ impl World {
                     let held = known.states.see(server, revision, raft.metrics().state_hash);
                     known.judge(held);
                 }
-                let begins = life.granter.is_none() && !known.healed.is_empty();
+                let begins = !life.has_clients && !known.healed.is_empty();
                 drop(known);
+                let _inside = life.runtime.enter();
+                if life.inside.is_none() && raft.is_member() {
+                    life.inside = Some(start(&raft, Arc::new(plug), bug, &life.drain));
+                }
                 if begins {
-                    let _inside = life.runtime.enter();
-                    life.granter = Some(Granter::start(raft.clone(), bug, oracle.clone()));
+                    life.has_clients = true;
                     let clients = Clients { server, life: host.lives, raft: raft.clone(), oracle: oracle.clone(), bug };
                     clients.start(seed, &host.watched);
                 }
@@ -322,26 +382,53 @@ impl World {
             match letter {
                 // Whoever waited may be gone.
                 Letter::Answer(answer, reply) => drop(reply.send(answer)),
-                Letter::Question(from, question, reply) => match life.and_then(|life| Some((life, life.open()?))) {
-                    Some((life, raft)) => {
-                        let network = self.network.clone();
-                        drop(life.runtime.spawn(async move {
-                            let answer = raft.answer(&question).await;
-                            if let Some(reply) = reply {
-                                network.answer(server, from, Ok(answer), reply);
-                            }
-                        }));
+                Letter::Question(from, kind, question, reply) => {
+                    let considered = match life {
+                        Some(life) => self.consider(life, (server, from), kind, question, reply),
+                        None => Err(reply),
+                    };
+                    if let Err(Some(reply)) = considered {
+                        let reason = "nobody listens".to_owned();
+                        let refused = PeerError::Unreachable { address: address(server), reason };
+                        self.network.answer(server, from, Err(refused), reply);
                     }
-                    None => {
-                        if let Some(reply) = reply {
-                            let reason = "nobody listens".to_owned();
-                            let refused = PeerError::Unreachable { address: address(server), reason };
-                            self.network.answer(server, from, Err(refused), reply);
-                        }
-                    }
-                },
+                }
             }
         }
+    }
+
+    /// A server looks at a question; gives back who waits when it does not listen yet.
+    fn consider(
+        &self,
+        life: &Life,
+        (server, from): (usize, usize),
+        kind: Kind,
+        question: bytes::Bytes,
+        reply: Option<Reply>,
+    ) -> Result<(), Option<Reply>> {
+        let network = self.network.clone();
+        let respond = move |answer: Result<bytes::Bytes, PeerError>, reply: Option<Reply>| {
+            if let Some(reply) = reply {
+                network.answer(server, from, answer, reply);
+            }
+        };
+        match kind {
+            Kind::Log { .. } => {
+                let Some(raft) = life.open() else { return Err(reply) };
+                let question = Message { words: question, release: Release::own() };
+                drop(life.runtime.spawn(async move { respond(Ok(raft.answer(&question).await.words), reply) }));
+            }
+            Kind::Beats => {
+                let Some(inside) = life.inside.clone() else { return Err(reply) };
+                drop(life.runtime.spawn(async move {
+                    let report = BeatsReport::decode(question).expect("a report");
+                    let lost = || PeerError::Lost { address: address(server), reason: "it does not lead".to_owned() };
+                    let answer = inside.hear(report).await.ok_or_else(lost);
+                    respond(answer.map(|answer| answer.encode_to_vec().into()), reply);
+                }));
+            }
+        }
+        Ok(())
     }
 
     fn rafts(&self) -> Vec<Raft> {
@@ -362,6 +449,7 @@ impl World {
         known.clients.values().all(|running| *running == 0)
             && known.healed.iter().all(|healed| *healed)
             && rafts.len() == self.hosts.len()
+            && self.agents.running().len() == 1
             && rafts.windows(2).all(|pair| same(&pair[0]) == same(&pair[1]))
     }
 
@@ -381,14 +469,31 @@ impl World {
                 return Err("the cluster is not formed in time".to_owned());
             }
         }
+        let raft = self.rafts().remove(0);
+        if let Some(life) = &self.hosts[0].life {
+            drop(life.runtime.spawn(run_fenced(raft)));
+        }
+        while self.agents.running().is_empty() {
+            self.tick()?;
+            if self.now > FORMED {
+                return Err("the fenced pod does not run in time".to_owned());
+            }
+        }
         self.oracle.known().healed = vec![false; self.hosts.len()];
         let end = self.now + self.settings.faults;
         self.next_fault = self.now + 500;
+        self.next_node_fault = self.now + self.rng.random_range(200..5000);
         while self.now < end {
             self.tick()?;
             if self.now >= self.next_fault {
                 self.befall();
-                self.next_fault = self.now + self.rng.random_range(100..900);
+                // In every third run the servers have more peace, so that one leads long enough to give a node up.
+                let pause = if self.settings.seed % 3 == 1 { 1500..8000 } else { 100..900 };
+                self.next_fault = self.now + self.rng.random_range(pause);
+            }
+            if self.now >= self.next_node_fault {
+                self.befall_node();
+                self.next_node_fault = self.now + self.rng.random_range(500..10_000);
             }
         }
         self.end_faults();
@@ -433,10 +538,6 @@ impl World {
                 self.faults[2] += 1;
                 self.hosts[one].frozen_until = self.now + self.rng.random_range(100..3500);
             }
-            86..93 => {
-                let node = self.rng.random_range(0..self.nodes.count());
-                self.nodes.cut(node, self.now + self.rng.random_range(500..6000));
-            }
             _ => {
                 let (loss, twice, slow) =
                     (self.rng.random_range(0.0..0.2), self.rng.random_range(0.0..0.1), self.rng.random_range(2..60));
@@ -446,12 +547,27 @@ impl World {
         }
     }
 
+    /// Mostly the node that runs the fenced pod is cut off, or its agent hangs; long enough, mostly, that the pod should move.
+    fn befall_node(&mut self) {
+        let running = self.agents.running();
+        let any = self.rng.random_range(0..NODES);
+        let node = running.first().copied().filter(|_| self.rng.random_bool(0.8)).unwrap_or(any);
+        let until = self.now + self.rng.random_range(500..14_000);
+        if self.rng.random_bool(0.7) {
+            self.agents.cut(node, until);
+        } else {
+            self.agents.hang(node, until);
+        }
+        self.faults[3] += 1;
+    }
+
     fn end_faults(&mut self) {
         {
             let mut network = self.network.state();
             network.cut.clear();
             (network.loss, network.twice, network.slow) = (0.0, 0.0, 3);
         }
+        self.agents.heal();
         for host in &mut self.hosts {
             host.frozen_until = 0;
             if host.starts_at.is_some() {

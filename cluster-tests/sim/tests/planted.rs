@@ -38,5 +38,10 @@ fn a_log_that_is_not_synced() {
 
 #[test]
 fn a_lease_that_is_granted_twice() {
-    caught(Bug::DoubleGrant, &["runs on nodes"]);
+    caught(Bug::DoubleGrant, &["the fenced pod runs"]);
+}
+
+#[test]
+fn a_lease_that_a_follower_grants() {
+    caught(Bug::FollowerGrants, &["the fenced pod runs"]);
 }

@@ -1,4 +1,4 @@
-//! The tasks of the workspace: `cargo xtask demo|test|foreign|previous|bench|tidy`.
+//! The tasks of the workspace: `cargo xtask demo|test|foreign|previous|sim|bench|tidy`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -22,6 +22,7 @@ cargo xtask <task>
                                   --fast leaves out formatting and lints
   foreign [FILTER]                the suites with programs of others: kubectl, Debian's nginx and redis, QEMU, the release before (root)
   previous                        builds the release before, which the tests of upgrades run; once for each
+  sim [SEEDS] [FIRST]             the simulator's seeds, 1,000 unless said otherwise, each reproducible, and its planted bugs
   bench                           the numbers of PROMISES.md, measured now, with the peers that are installed (root)
   tidy [--bless]                  the rules of the house: crate graph, purity, fences, licences;
                                   --bless writes the crate graph anew
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         "test" => tests::run(&rest),
         "foreign" => previous::run(&[]).and_then(|()| tests::foreign(&rest)),
         "previous" => previous::run(&rest),
+        "sim" => tests::sim(&rest),
         "tidy" => tidy::run(&rest),
         "bench" => bench(),
         "" | "help" | "--help" | "-h" => {

@@ -2,6 +2,8 @@
 //!
 //! `cargo xtask foreign`: the suites with the real programs of others.
 //!
+//! `cargo xtask sim`: the simulator, optimised and with every die in it thrown by the seed.
+//!
 //! A test that cannot run here prints `SKIP: <reason>` and passes; the skips are counted and listed, and in CI a skip whose
 //! reason is not in `tools/allowed-skips.txt` fails the run.
 
@@ -29,6 +31,18 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     }
     tidy::run(&[])?;
     suite(&["--workspace"], &filter)
+}
+
+/// Lets tokio take a seed for the order in which it wakes tasks and tries branches.
+const SEEDED: &str = r#"target."cfg(target_env = \"gnu\")".rustflags=["--cfg","tokio_unstable"]"#;
+
+/// So many seeds of the simulator, from that one on.
+pub fn sim(arguments: &[String]) -> Result<(), String> {
+    let mut command = cargo();
+    command.args(["--config", SEEDED, "test", "--profile", "sim", "-p", "coracle-sim", "--", "--nocapture"]);
+    command.env("CORACLE_SIM_SEEDS", arguments.first().map_or("1000", String::as_str));
+    command.env("CORACLE_SIM_FIRST", arguments.get(1).map_or("0", String::as_str));
+    must(&mut command)
 }
 
 /// The feature that builds the suites with programs of others.
