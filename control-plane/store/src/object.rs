@@ -61,8 +61,12 @@ impl Object {
     /// About how many bytes of memory it holds; a parsed tree is about eleven times its text (`tests/memory.rs`).
     #[must_use]
     pub fn weight(&self) -> usize {
-        let tree = if self.tree.get().is_some() { 11 * self.json.len() } else { 0 };
-        self.bare_weight() + tree
+        self.bare_weight() + self.tree_weight()
+    }
+
+    /// The part of it that is the parsed tree.
+    pub(crate) fn tree_weight(&self) -> usize {
+        if self.tree.get().is_some() { 11 * self.json.len() } else { 0 }
     }
 
     /// The same without the tree.

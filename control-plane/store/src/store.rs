@@ -1,6 +1,6 @@
 //! The store: applies transactions in order, gives the same bytes on every server, keeps history for watchers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use coracle_base::{Generation, Revision};
@@ -20,11 +20,13 @@ pub struct Limits {
     pub history_bytes: usize,
     /// The largest object, in bytes of JSON (upstream: 1.5 MiB).
     pub object_bytes: usize,
+    /// What the parsed trees of the objects written last may weigh, in bytes of memory; older objects keep their text only.
+    pub tree_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { history_bytes: 16 << 20, object_bytes: 3 << 19 }
+        Self { history_bytes: 16 << 20, object_bytes: 3 << 19, tree_bytes: 32 << 20 }
     }
 }
 
@@ -44,12 +46,20 @@ pub(crate) struct State {
     pub sum: u64,
 }
 
+/// Objects that were written with their trees, oldest first: key, revision, weight of the tree.
+#[derive(Debug, Default)]
+struct Warm {
+    written: VecDeque<(Key, Revision, usize)>,
+    bytes: usize,
+}
+
 /// The cluster's memory.
 #[derive(Debug, Default)]
 pub struct Store {
     state: State,
     history: History,
     limits: Limits,
+    warm: Warm,
     /// Resources and namespaces repeat in every key: one copy of each.
     words: BTreeSet<Arc<str>>,
 }
@@ -63,7 +73,7 @@ impl Store {
 
     pub(crate) fn from_state(state: State, limits: Limits) -> Self {
         let history = History::starting_at(state.view.revision());
-        Self { state, history, limits, words: BTreeSet::new() }
+        Self { state, history, limits, ..Self::default() }
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -94,9 +104,25 @@ impl Store {
             return Ok(outcomes);
         }
         for event in events {
+            if event.kind != EventKind::Deleted {
+                self.warm(&event.object);
+            }
             self.history.push(event, self.limits.history_bytes);
         }
         Ok(outcomes)
+    }
+
+    // A tree is about eleven times its text, and most objects are written and then not read for long: those written longest ago
+    // let their trees go. Whoever reads one of them again parses it again.
+    fn warm(&mut self, object: &Object) {
+        let weight = object.tree_weight();
+        self.warm.bytes += weight;
+        self.warm.written.push_back((object.key.clone(), object.revision, weight));
+        while self.warm.bytes > self.limits.tree_bytes {
+            let Some((key, revision, weight)) = self.warm.written.pop_front() else { break };
+            self.warm.bytes -= weight;
+            self.state.view.cool(&key, revision);
+        }
     }
 
     /// A consistent look at everything: O(1).

@@ -180,6 +180,16 @@ impl View {
         Some(old)
     }
 
+    /// Lets go of an object's tree, if it is still the one of this revision.
+    pub(crate) fn cool(&mut self, key: &Key, revision: Revision) {
+        let Some(object) = self.objects.get(key).filter(|object| object.revision == revision) else { return };
+        let (tree, bare) = (object.peek(), Arc::new(object.bare()));
+        for (index, at) in indexes(key, &tree) {
+            self.index(index).insert((at, key.clone()), bare.clone());
+        }
+        self.objects.insert(key.clone(), bare);
+    }
+
     fn index(&mut self, index: Index) -> &mut imbl::OrdMap<(Arc<str>, Key), Arc<Object>> {
         match index {
             Index::Node => &mut self.by_node,

@@ -47,7 +47,7 @@ fn pod(number: usize) -> Op {
 
 #[test]
 fn an_object_weighs_what_it_says() {
-    let mut store = Store::new(Limits { history_bytes: 0, ..Limits::default() });
+    let mut store = Store::new(Limits { history_bytes: 0, tree_bytes: usize::MAX, ..Limits::default() });
     let before = resident_bytes();
     for number in 0..PODS {
         store.apply(&[pod(number).into()]).remove(0).unwrap();
@@ -69,4 +69,33 @@ fn an_object_weighs_what_it_says() {
     assert_eq!(restored.view().len(), PODS);
     assert!(says > parsed / 2 && says < parsed * 2, "{says} said, {parsed} measured");
     assert!(unparsed < text + 2500, "{unparsed}");
+}
+
+#[test]
+fn objects_written_long_ago_keep_their_text_only_and_are_read_as_before() {
+    let mut store = Store::new(Limits { history_bytes: 0, tree_bytes: 1 << 20, ..Limits::default() });
+    let mut all = Store::new(Limits { history_bytes: 0, tree_bytes: usize::MAX, ..Limits::default() });
+    for number in 0..500 {
+        for store in [&mut store, &mut all] {
+            store.apply(&[pod(number).into()]).remove(0).unwrap();
+        }
+    }
+    let (view, warm) = (store.view(), all.view());
+    let trees = |view: &coracle_store::View| {
+        view.all()
+            .filter(|object| object.weight() > 5 * object.json.len())
+            .map(|object| object.key.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(trees(&warm).len(), 500);
+    let kept = trees(&view);
+    assert!((10..100).contains(&kept.len()), "{}", kept.len());
+    assert!(kept.iter().any(|key| key.name.ends_with("00499")), "the newest is among them");
+    assert_eq!(store.state_hash(), all.state_hash());
+    for node in ["node-0", "node-49"] {
+        assert_eq!(view.usage_on(node), warm.usage_on(node));
+        let on = |view: &coracle_store::View| view.pods_on(node).map(|pod| (**pod.tree()).clone()).collect::<Vec<_>>();
+        assert_eq!(on(&view), on(&warm));
+    }
+    assert_eq!(view.owned_by("u1").count(), 500);
 }
