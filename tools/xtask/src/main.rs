@@ -23,7 +23,8 @@ cargo xtask <task>
   foreign [FILTER]                the suites with programs of others: kubectl, Debian's nginx and redis, QEMU, the release before (root)
   previous                        builds the release before, which the tests of upgrades run; once for each
   sim [SEEDS] [FIRST]             the simulator's seeds, 1,000 unless said otherwise, each reproducible, and its planted bugs
-  bench                           the numbers of PROMISES.md, measured now, with the peers that are installed (root)
+  bench [PART...]                 the numbers of PROMISES.md, measured now, with the peers that are installed (root);
+                                  with parts (containers, writes, memory ...) only theirs, the other rows stay
   tidy [--bless]                  the rules of the house: crate graph, purity, fences, licences;
                                   --bless writes the crate graph anew
 ";
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         "previous" => previous::run(&rest),
         "sim" => tests::sim(&rest),
         "tidy" => tidy::run(&rest),
-        "bench" => bench(),
+        "bench" => bench(&rest),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
@@ -66,12 +67,16 @@ const ROOM_BENCHES: &[(&str, &str)] = &[
 ];
 
 /// Builds everything optimised, then measures.
-fn bench() -> Result<(), String> {
+fn bench(parts: &[String]) -> Result<(), String> {
     must(cargo().args(["build", "--release", "--quiet", "--workspace", "--bins"]))?;
     for (room, example) in ROOM_BENCHES {
         must(cargo().args(["build", "--release", "--quiet", "-p", room, "--example", example]))?;
     }
-    must(cargo().args(["run", "--release", "--quiet", "-p", "coracle-cluster-tests", "--bin", "bench"]))
+    must(
+        cargo()
+            .args(["run", "--release", "--quiet", "-p", "coracle-cluster-tests", "--bin", "bench", "--"])
+            .args(parts),
+    )
 }
 
 /// The folder of the workspace.

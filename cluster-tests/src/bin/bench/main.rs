@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the numbers of PROMISES.md, measured on this machine, with the peer in the same run where there is one.
 //!
 //! Prints every figure as it comes and writes `PROMISES.md`. Medians and spread of several runs; ratios to the peer are what
-//! counts on a machine that is shared.
+//! counts on a machine that is shared. With names of parts only these are measured, and the other rows stay as they are.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)]
 
@@ -37,40 +37,82 @@ const LATER: &[(&str, &str)] = &[
     ("endpoint removed everywhere after a pod's death, p99", "< 500 ms"),
 ];
 
+/// What can be measured alone: its name, and how.
+type Measurement = (&'static str, fn() -> Vec<Figure>);
+
+/// In the order of the table.
+const PARTS: &[Measurement] = &[
+    ("containers", rooms::container_start),
+    ("first-pod", || vec![first_pod()]),
+    ("pods", fifty_pods),
+    ("log", rooms::log_writes),
+    ("writes", door::writes),
+    ("memory", || vec![door::memory()]),
+    ("network", rooms::network),
+    ("dns", || vec![rooms::dns()]),
+    ("scheduler", || vec![rooms::scheduler()]),
+    ("unpack", || vec![rooms::unpack()]),
+    ("binary", || vec![binary()]),
+];
+
 fn main() {
-    let mut figures = Vec::new();
-    figures.extend(rooms::container_start());
-    figures.push(first_pod());
-    figures.extend(fifty_pods());
-    figures.extend(rooms::log_writes());
-    figures.extend(door::writes());
-    figures.extend(rooms::network());
-    figures.push(rooms::dns());
-    figures.push(rooms::scheduler());
-    figures.push(rooms::unpack());
-    figures.push(binary());
-    let text = render(&figures);
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = wanted.iter().find(|word| PARTS.iter().all(|(name, _)| name != word)) {
+        let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+        println!("there is no part {unknown}; there are {}", names.join(" "));
+        return;
+    }
+    let parts = PARTS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| word == name));
+    let figures: Vec<Figure> = parts.flat_map(|(_, measure)| measure()).collect();
     let path = workspace().join("PROMISES.md");
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    let text = if wanted.is_empty() { render(&rows(&figures)) } else { render(&renewed(&before, &figures)) };
     match std::fs::write(&path, &text) {
         Ok(()) => println!("\nwritten to PROMISES.md"),
         Err(error) => println!("\ncannot write {}: {error}", path.display()),
     }
 }
 
-fn render(figures: &[Figure]) -> String {
-    let mut text = String::from(
-        "# Promises\n\nWritten by `cargo xtask bench`; every number was measured, with the peer in the same run where one is named. The machine is\n\
-         a shared virtual one with two cores: read the ratios, not the absolutes. Where we fall short of a promise it says so.\n\n\
-         | What | Promise | Peer, same run | Ours | Kept |\n| --- | --- | --- | --- | --- |\n",
-    );
-    for Figure { what, promise, peer, ours, kept } in figures {
+fn rows(figures: &[Figure]) -> Vec<String> {
+    let row = |Figure { what, promise, peer, ours, kept }: &Figure| {
         let kept = match (kept, *promise) {
             (Some(true), _) => "yes",
             (Some(false), _) => "**no**",
             (None, "-") => "-",
             (None, _) => "not measured",
         };
-        let _ = writeln!(text, "| {what} | {promise} | {peer} | {ours} | {kept} |");
+        format!("| {what} | {promise} | {peer} | {ours} | {kept} |")
+    };
+    figures.iter().map(row).collect()
+}
+
+/// The rows of the first table with those in their places that were measured now; new ones come last.
+fn renewed(before: &str, figures: &[Figure]) -> Vec<String> {
+    let of = |row: &str| row.split(" | ").next().unwrap_or_default().to_owned();
+    let mut table: Vec<String> = before
+        .lines()
+        .skip_while(|line| !line.starts_with("| ---"))
+        .skip(1)
+        .take_while(|line| line.starts_with('|'))
+        .map(str::to_owned)
+        .collect();
+    for row in rows(figures) {
+        match table.iter_mut().find(|known| of(known) == of(&row)) {
+            Some(known) => *known = row,
+            None => table.push(row),
+        }
+    }
+    table
+}
+
+fn render(rows: &[String]) -> String {
+    let mut text = String::from(
+        "# Promises\n\nWritten by `cargo xtask bench`; every number was measured, with the peer in the same run where one is named. The machine is\n\
+         a shared virtual one with two cores: read the ratios, not the absolutes. Where we fall short of a promise it says so.\n\n\
+         | What | Promise | Peer, same run | Ours | Kept |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for row in rows {
+        let _ = writeln!(text, "{row}");
     }
     text.push_str(
         "\nHeld by tests, in every run of `cargo xtask test`:\n\n| What | Promise | Test |\n| --- | --- | --- |\n",
