@@ -28,8 +28,7 @@ pub const LEASE_MS: Millis = 5_000;
 /// What is waited beyond the lease before a fenced pod counts as ended: clocks that run apart, and the time to kill it.
 pub const FENCE_MARGIN_MS: Millis = 2_000;
 
-/// What the owner of a pod that must be unique writes to have it moved when its node falls silent.
-pub const FENCED: &str = "coracle.dev/fenced";
+pub use coracle_store::FENCED;
 
 /// Whether a pod runs only while its node holds a lease.
 #[must_use]

@@ -1,13 +1,13 @@
 //! Pods nobody will ever end: on nodes that are gone, never placed and unwanted, or ended long ago
 //! (upstream: `pkg/controller/podgc`).
 //!
-//! Cost: one walk over all pods.
+//! Cost: a look at each node that has pods, and one walk over the pods that have ended or are on their way out.
 
 use std::sync::Arc;
 
 use coracle_base::Millis;
-use coracle_manifests::view::{is_deleting, is_finished, list, text};
-use coracle_store::{Expect, Object, Op, Transaction, View};
+use coracle_manifests::view::{is_deleting, list, text};
+use coracle_store::{Expect, Mark, Object, Op, Transaction, View};
 
 use crate::Ids;
 use crate::objects::{millis, remove};
@@ -19,20 +19,18 @@ const ENDED: usize = 1_000;
 /// What should change now.
 #[must_use]
 pub fn plan(view: &View, now: Millis, _ids: &mut dyn Ids) -> Vec<Transaction> {
-    let mut transactions = Vec::new();
-    let mut ended: Vec<&Arc<Object>> = Vec::new();
-    for pod in view.list("pods", None) {
-        let tree = pod.tree();
-        let node = text(&tree["spec"]["nodeName"]);
-        let lost = !node.is_empty() && view.find("nodes", "", node).is_none();
-        let never_placed = node.is_empty() && is_deleting(tree);
-        if lost || never_placed {
-            // No agent will confirm its end.
-            transactions.extend(forget(pod).map(Transaction::from));
-        } else if is_finished(tree) && !is_deleting(tree) {
-            ended.push(pod);
-        }
-    }
+    let there = |node: &str| view.find("nodes", "", node).is_some();
+    let lost = view.nodes_with_pods().filter(|node| !there(node)).flat_map(|node| view.pods_on(node));
+    let node = |pod: &Object| text(&pod.tree()["spec"]["nodeName"]).to_owned();
+    let never_placed = view.going().filter(|pod| &*pod.key.resource == "pods" && node(pod).is_empty());
+    // No agent will confirm their end.
+    let mut transactions: Vec<Transaction> =
+        lost.chain(never_placed).filter_map(|pod| forget(pod)).map(Transaction::from).collect();
+    let looked_at = |pod: &&Arc<Object>| {
+        let node = node(pod);
+        !is_deleting(pod.tree()) && (node.is_empty() || there(&node))
+    };
+    let mut ended: Vec<&Arc<Object>> = view.marked(Mark::Ended).filter(looked_at).collect();
     if let Some(surplus) = ended.len().checked_sub(ENDED).filter(|surplus| *surplus > 0) {
         ended.sort_by_key(|pod| (millis(&pod.tree()["metadata"]["creationTimestamp"]), pod.key.clone()));
         transactions.extend(ended[..surplus].iter().filter_map(|pod| remove(pod, now)).map(Transaction::from));

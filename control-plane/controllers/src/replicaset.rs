@@ -1,6 +1,6 @@
 //! As many pods as a ReplicaSet asks for: adopt, create, delete, count (upstream: `pkg/controller/replicaset`).
 //!
-//! Cost: one walk over all pods, and per ReplicaSet a walk over its own.
+//! Cost: one walk over the pods nobody controls, and per ReplicaSet a walk over its own.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use coracle_base::Millis;
 use coracle_manifests::selector::Labels;
 use coracle_manifests::view::{controller_uid, int, is_deleting, is_finished, list, text};
-use coracle_store::{Key, Object, Op, Transaction, View};
+use coracle_store::{Key, Mark, Object, Op, Transaction, View};
 use serde_json::{Value, json};
 
 use crate::nodehealth::is_fenced;
@@ -86,10 +86,8 @@ type Orphans<'a> = HashMap<Arc<str>, Vec<&'a Arc<Object>>>;
 /// Active pods that nobody controls, by namespace.
 fn orphans(view: &View) -> Orphans<'_> {
     let mut orphans = Orphans::new();
-    for pod in view.list("pods", None) {
-        if controller_uid(pod.tree()).is_none() && is_active(pod.tree()) {
-            orphans.entry(pod.key.namespace.clone()).or_default().push(pod);
-        }
+    for pod in view.marked(Mark::Loose) {
+        orphans.entry(pod.key.namespace.clone()).or_default().push(pod);
     }
     orphans
 }

@@ -1,6 +1,6 @@
 //! Pods without a node meet the scheduler: the snapshot becomes its input, its plan becomes bindings, conditions and events.
 //!
-//! Cost: one walk over all pods; only when one of them waits also one over the nodes and their pods.
+//! Cost: one walk over the pods that wait; only when there is one also one over the nodes and their pods.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use coracle_manifests::quantity::Quantity;
 use coracle_manifests::time::rfc3339;
 use coracle_manifests::view::{condition, controller_uid, is_deleting, is_finished, is_true, list, text};
 use coracle_scheduler::{Amounts, Effect, Explain, NodeState, PodRequest, Taint, Toleration, TolerationOperator};
-use coracle_store::{Object, Op, Transaction, Usage, View};
+use coracle_store::{Mark, Object, Op, Transaction, Usage, View};
 use serde_json::{Value, json};
 
 use crate::Ids;
@@ -25,7 +25,7 @@ const COMPONENT: &str = "default-scheduler";
 /// What should change now.
 #[must_use]
 pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
-    let mut waiting: Vec<&Arc<Object>> = view.list("pods", None).filter(|pod| waits(pod.tree())).collect();
+    let mut waiting: Vec<&Arc<Object>> = view.marked(Mark::Waiting).collect();
     if waiting.is_empty() {
         return Vec::new();
     }
@@ -42,10 +42,6 @@ pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
         transactions.extend(wait(waiting[pod.pod], &pod.explain, now, ids));
     }
     transactions
-}
-
-fn waits(pod: &Value) -> bool {
-    text(&pod["spec"]["nodeName"]).is_empty() && !is_deleting(pod) && !is_finished(pod)
 }
 
 fn bind(pod: &Object, node: &str, now: Millis, ids: &mut dyn Ids) -> Transaction {

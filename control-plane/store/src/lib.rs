@@ -20,4 +20,4 @@ pub use history::Gone;
 pub use object::{Key, Object};
 pub use snapshot::{Frozen, Restore, SnapshotError};
 pub use store::{Applied, EPOCH_STEP, Limits, Store};
-pub use view::{Event, EventKind, View};
+pub use view::{Event, EventKind, FENCED, Mark, View};

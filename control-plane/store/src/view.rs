@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coracle_base::{Epoch, Generation, Level, Revision};
-use coracle_manifests::view::{list, text};
+use coracle_manifests::view::{controller_uid, is_deleting, is_finished, list, text};
 use serde_json::Value;
 
 use crate::{Key, Object, Usage};
@@ -33,6 +33,24 @@ pub struct Event {
     pub prior: Option<Arc<Object>>,
 }
 
+/// What the owner of a pod that must be unique writes to have it moved when its node falls silent.
+pub const FENCED: &str = "coracle.dev/fenced";
+
+/// What somebody looks for among all objects, again and again: so that nobody has to read them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mark {
+    /// An object with a `metadata.deletionTimestamp`.
+    Going,
+    /// A pod that is to run and has no node.
+    Waiting,
+    /// A pod whose phase says that it has ended.
+    Ended,
+    /// A pod that has not ended and that no controller has.
+    Loose,
+    /// A pod that runs only while its node holds a lease.
+    Fenced,
+}
+
 /// A consistent, immutable view.
 #[derive(Debug, Clone, Default)]
 pub struct View {
@@ -44,8 +62,7 @@ pub struct View {
     pub(crate) by_node: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
     /// Objects by the uids of their owners.
     pub(crate) by_owner: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
-    /// Objects with a `metadata.deletionTimestamp`; the word is empty.
-    pub(crate) going: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
+    pub(crate) marked: imbl::OrdMap<(Mark, Key), Arc<Object>>,
     /// What the pods of each node ask for together.
     pub(crate) usage: imbl::OrdMap<Arc<str>, Usage>,
 }
@@ -114,9 +131,25 @@ impl View {
         self.by_owner.iter().map(|((uid, _), object)| (uid, object))
     }
 
+    /// Every object with a mark, in key order.
+    pub fn marked(&self, mark: Mark) -> impl Iterator<Item = &Arc<Object>> {
+        let start = (mark, Key::new("", "", ""));
+        self.marked.range(start..).take_while(move |((at, _), _)| *at == mark).map(|(_, object)| object)
+    }
+
     /// Every object that is on its way out.
     pub fn going(&self) -> impl Iterator<Item = &Arc<Object>> {
-        self.going.iter().map(|(_, object)| object)
+        self.marked(Mark::Going)
+    }
+
+    /// The nodes that pods are bound to, whether or not they are there.
+    pub fn nodes_with_pods(&self) -> impl Iterator<Item = &Arc<str>> {
+        let first = self.by_node.iter().next().map(|((node, _), _)| node);
+        std::iter::successors(first, |node| {
+            // Directly behind every pod of this one.
+            let behind: Arc<str> = format!("{node}\0").into();
+            self.by_node.range((behind, Key::new("", "", ""))..).next().map(|((node, _), _)| node)
+        })
     }
 
     /// Every object, in key order.
@@ -158,7 +191,7 @@ impl View {
                 let usage = self.usage_on(&at).plus(Usage::of_pod(&tree));
                 self.usage.insert(at.clone(), usage);
             }
-            self.index(index).insert((at, object.key.clone()), object.clone());
+            self.enter(index, at, object);
         }
         self.objects.insert(object.key.clone(), object.clone());
     }
@@ -167,7 +200,11 @@ impl View {
         let old = self.objects.remove(key)?;
         let tree = old.peek();
         for (index, at) in indexes(key, &tree) {
-            self.index(index).remove(&(at.clone(), key.clone()));
+            match index {
+                Index::Node => self.by_node.remove(&(at.clone(), key.clone())),
+                Index::Owner => self.by_owner.remove(&(at.clone(), key.clone())),
+                Index::Mark(mark) => self.marked.remove(&(mark, key.clone())),
+            };
             if matches!(index, Index::Node) {
                 let usage = self.usage_on(&at).minus(Usage::of_pod(&tree));
                 if usage == Usage::default() {
@@ -185,17 +222,18 @@ impl View {
         let Some(object) = self.objects.get(key).filter(|object| object.revision == revision) else { return };
         let (tree, bare) = (object.peek(), Arc::new(object.bare()));
         for (index, at) in indexes(key, &tree) {
-            self.index(index).insert((at, key.clone()), bare.clone());
+            self.enter(index, at, &bare);
         }
         self.objects.insert(key.clone(), bare);
     }
 
-    fn index(&mut self, index: Index) -> &mut imbl::OrdMap<(Arc<str>, Key), Arc<Object>> {
+    fn enter(&mut self, index: Index, at: Arc<str>, object: &Arc<Object>) {
+        let (key, object) = (object.key.clone(), object.clone());
         match index {
-            Index::Node => &mut self.by_node,
-            Index::Owner => &mut self.by_owner,
-            Index::Going => &mut self.going,
-        }
+            Index::Node => self.by_node.insert((at, key), object),
+            Index::Owner => self.by_owner.insert((at, key), object),
+            Index::Mark(mark) => self.marked.insert((mark, key), object),
+        };
     }
 }
 
@@ -203,10 +241,10 @@ impl View {
 enum Index {
     Node,
     Owner,
-    Going,
+    Mark(Mark),
 }
 
-/// Under which words of which index an object stands.
+/// Under which words of which index an object stands; marks have none.
 fn indexes(key: &Key, tree: &Value) -> Vec<(Index, Arc<str>)> {
     let mut found: Vec<(Index, Arc<str>)> = list(&tree["metadata"]["ownerReferences"])
         .iter()
@@ -216,10 +254,23 @@ fn indexes(key: &Key, tree: &Value) -> Vec<(Index, Arc<str>)> {
     if &*key.resource == "pods" && !text(&tree["spec"]["nodeName"]).is_empty() {
         found.push((Index::Node, Arc::from(text(&tree["spec"]["nodeName"]))));
     }
-    if !tree["metadata"]["deletionTimestamp"].is_null() {
-        found.push((Index::Going, Arc::from("")));
-    }
+    found.extend(marks(key, tree).map(|mark| (Index::Mark(mark), Arc::default())));
     found
+}
+
+fn marks(key: &Key, tree: &Value) -> impl Iterator<Item = Mark> {
+    let going = is_deleting(tree);
+    let is_pod = &*key.resource == "pods";
+    let ended = is_finished(tree);
+    [
+        (Mark::Going, going),
+        (Mark::Waiting, is_pod && !going && !ended && text(&tree["spec"]["nodeName"]).is_empty()),
+        (Mark::Ended, is_pod && ended),
+        (Mark::Loose, is_pod && !going && !ended && controller_uid(tree).is_none()),
+        (Mark::Fenced, is_pod && tree["metadata"]["annotations"][FENCED] == "true"),
+    ]
+    .into_iter()
+    .filter_map(|(mark, stands)| stands.then_some(mark))
 }
 
 fn indexed<'a>(

@@ -2,12 +2,15 @@
 
 mod model;
 
-use coracle_store::{EPOCH_STEP, EventKind, Limits, Op, Restore, Store, Transaction, Usage, codec};
+use coracle_store::{EPOCH_STEP, EventKind, FENCED, Limits, Mark, Op, Restore, Store, Transaction, Usage, codec};
 use model::any_transactions;
 use proptest::prelude::*;
+use serde_json::Value;
+use std::collections::BTreeSet;
 
 fn replica(history_bytes: usize) -> Store {
-    Store::new(Limits { history_bytes, ..Limits::default() })
+    // Few objects keep their trees, which nobody may notice.
+    Store::new(Limits { history_bytes, tree_bytes: history_bytes, ..Limits::default() })
 }
 
 fn restored(store: &Store, chunk_bytes: usize) -> Store {
@@ -52,6 +55,30 @@ fn indexes_hold(store: &Store) {
         );
     }
     assert_eq!(view.owned_by("u1").count(), 0);
+    let nodes: BTreeSet<String> = view.list("pods", None).filter_map(|pod| node_of(pod.tree())).collect();
+    assert_eq!(view.nodes_with_pods().map(|node| node.to_string()).collect::<Vec<_>>(), Vec::from_iter(nodes));
+    let going = |tree: &Value| !tree["metadata"]["deletionTimestamp"].is_null();
+    let ended = |tree: &Value| tree["status"]["phase"] == "Succeeded" || tree["status"]["phase"] == "Failed";
+    let live = |tree: &Value| !going(tree) && !ended(tree);
+    let marked = |mark: Mark, resource: Option<&str>, stands: &dyn Fn(&Value) -> bool| {
+        let found: Vec<_> = view.marked(mark).map(|object| (object.key.clone(), object.revision)).collect();
+        let wanted = view
+            .all()
+            .filter(|object| resource.is_none_or(|resource| &*object.key.resource == resource) && stands(object.tree()))
+            .map(|object| (object.key.clone(), object.revision));
+        assert_eq!(found, wanted.collect::<Vec<_>>(), "{mark:?}");
+    };
+    marked(Mark::Going, None, &going);
+    marked(Mark::Waiting, Some("pods"), &|tree| live(tree) && node_of(tree).is_none());
+    marked(Mark::Ended, Some("pods"), &ended);
+    marked(Mark::Loose, Some("pods"), &|tree| {
+        live(tree) && tree["metadata"]["ownerReferences"][0]["controller"] != true
+    });
+    marked(Mark::Fenced, Some("pods"), &|tree| tree["metadata"]["annotations"][FENCED] == "true");
+}
+
+fn node_of(pod: &Value) -> Option<String> {
+    pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()).map(str::to_owned)
 }
 
 proptest! {

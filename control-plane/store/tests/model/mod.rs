@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use coracle_store::{Expect, Key, Op, Transaction};
+use coracle_store::{Expect, FENCED, Key, Op, Transaction};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -66,10 +66,16 @@ fn any_spec() -> impl Strategy<Value = Value> {
 }
 
 fn any_tree(key: Key) -> impl Strategy<Value = (Key, Arc<Value>)> {
-    (any_spec(), 0..3u8, any::<bool>()).prop_map(move |(spec, uid, owned)| {
+    (any_spec(), 0..3u8, any::<bool>(), 0..6u8).prop_map(move |(spec, uid, owned, kind)| {
         let mut value = tree(&key, &format!("u{uid}"), spec);
         if owned {
             value["metadata"]["ownerReferences"] = json!([{"uid": "u0"}, {"uid": "u9"}]);
+        }
+        match kind {
+            0 => value["metadata"]["deletionTimestamp"] = json!("2026-11-26T12:00:00Z"),
+            1 => value["metadata"]["annotations"] = json!({FENCED: "true"}),
+            2 if owned => value["metadata"]["ownerReferences"][0]["controller"] = json!(true),
+            _ => {}
         }
         if &*key.resource == "nodes" {
             value["status"] = json!({"allocatable": {"cpu": "500m", "memory": "1Gi", "pods": "3"}});
@@ -93,7 +99,7 @@ pub fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|((key, value), claims)| Op::Create { key, value, claims }),
         6 => (any_key().prop_flat_map(any_tree), any_expect(), prop::option::of(any_claims()))
             .prop_map(|((key, value), expect, claims)| Op::Update { key, expect, value, claims }),
-        4 => (any_key(), 0..3u8, any_leaf()).prop_map(|(key, uid, leaf)| Op::Status {
+        4 => (any_key(), 0..3u8, prop_oneof![any_leaf(), Just(json!("Succeeded"))]).prop_map(|(key, uid, leaf)| Op::Status {
             key,
             uid: format!("u{uid}").into(),
             status: Arc::new(json!({"phase": leaf})),
