@@ -19,4 +19,5 @@ fn fifty_agents_run_pods_rest_and_come_back_after_the_server_was_killed() {
     let number = |name: &str| figures[name].as_f64().unwrap_or(f64::MAX);
     assert!(number("idle_frames_per_minute") < 60.0, "beats are no writes");
     assert!(number("reconnected_s") < 10.0);
+    assert!(number("reconnect_bytes") < number("connect_bytes") / 10.0, "what agents hold already is not sent again");
 }

@@ -42,6 +42,13 @@ impl Cidr {
         (u64::from(index) < blocks).then_some(Self { base: u32::try_from(base).ok()?, prefix })
     }
 
+    /// Which of this one's blocks of its length a block is; `None` when it is not within this one.
+    #[must_use]
+    pub fn index_of(self, block: Self) -> Option<u32> {
+        let within = block.prefix >= self.prefix && self.overlaps(block);
+        within.then(|| (u64::from(block.base - self.base) >> (32 - block.prefix)) as u32)
+    }
+
     /// Whether the two share an address.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
@@ -88,6 +95,11 @@ mod tests {
         assert_eq!(cluster.address(1).unwrap().to_string(), "10.42.0.1");
         assert!(cluster.overlaps("10.42.7.0/24".parse().unwrap()));
         assert!(!cluster.overlaps("10.43.0.0/16".parse().unwrap()));
+        for index in [0, 7, 255] {
+            assert_eq!(cluster.index_of(cluster.block(index, 24).unwrap()), Some(index));
+        }
+        assert_eq!(cluster.index_of("10.43.0.0/24".parse().unwrap()), None);
+        assert_eq!(cluster.index_of("10.0.0.0/8".parse().unwrap()), None);
         for bad in ["10.42.0.1/16", "10.42.0.0", "10.42.0.0/33", "x/8", "10.42.0.0/-1"] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }

@@ -1,6 +1,6 @@
 //! What only the leader does: it runs the controllers and the scheduler, level-triggered, until nothing is left to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,17 @@ use crate::backup;
 use crate::cidr::Cidr;
 use crate::memory::LogHandle;
 use crate::now;
-use crate::sessions::Sessions;
+use crate::sessions::{BeatAge, Sessions};
 
 /// A node that has missed so many beats is not ready.
 const DEAD_AFTER_BEATS: u64 = 4;
+/// Agents that all come at once, after the servers were away, come this far apart: a server shakes hands with about a thousand in a
+/// second, and the last of thousands is not dead.
+const APART: Duration = Duration::from_millis(1);
 /// Controllers whose plan depends on the time are asked so often when nothing changes.
 const TICK: Duration = Duration::from_secs(1);
+/// And when a look takes long, only so much of the time: one in twenty at most.
+const LOOK_SHARE: u32 = 20;
 /// A round that only made refused proposals is not repeated at once: the objects it fights over must change first.
 const AFTER_REFUSAL: Duration = Duration::from_millis(50);
 /// And the longest pause while all is refused.
@@ -103,7 +108,8 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
     }
     let (sessions, work) = (&duties.sessions, &duties.work);
     let mut changes = memory.changes();
-    let began = Instant::now();
+    let mut unheard = Unheard { began: Instant::now(), nodes: BTreeMap::new() };
+    let mut rests = Rests::default();
     let mut seen: Option<View> = None;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -115,7 +121,7 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
         if timed {
             keep_own_objects(&*memory, duties).await;
         }
-        let refused = round(&*memory, sessions, work, began, seen.as_ref(), timed).await;
+        let refused = round(&*memory, sessions, work, (&mut unheard, &mut rests), seen.as_ref(), timed).await;
         seen = refused.view;
         if refused.only_refused {
             tokio::select! {
@@ -204,7 +210,7 @@ async fn round(
     memory: &dyn Memory,
     sessions: &Sessions,
     work: &Work,
-    began: Instant,
+    (unheard, rests): (&mut Unheard, &mut Rests),
     seen: Option<&View>,
     timed: bool,
 ) -> Round {
@@ -231,7 +237,7 @@ async fn round(
         };
     if timed {
         let started = Instant::now();
-        let mut beats = beat_ages(&memory.view(), sessions, began);
+        let mut beats = unheard.beat_ages(&memory.view(), &sessions.beats(), Instant::now());
         // Silenced first, then asked when they were granted something last: nothing is granted to them in between.
         let dead_after_ms = DEAD_AFTER_BEATS * u64::from(sessions.beat_every());
         let granted = sessions.silence(coracle_controllers::nodehealth::silent(&beats, dead_after_ms));
@@ -246,13 +252,14 @@ async fn round(
         mark("nodehealth", planned, &outcomes);
     }
     for controller in coracle_controllers::all() {
-        if !concerns(controller, changed.as_deref(), timed) {
+        let started = Instant::now();
+        if !concerns(controller, changed.as_deref(), timed && rests.over(controller.name, started)) {
             continue;
         }
-        let started = Instant::now();
         // Each sees what the one before it did: a rollout goes from Deployment to bound pod in one round.
         let plan = (controller.plan)(&memory.view(), now::ms(), &mut Random);
         let planned = started.elapsed();
+        rests.took(controller.name, started + planned, planned);
         let outcomes = if plan.is_empty() { Vec::new() } else { memory.propose_many(plan).await };
         mark(controller.name, planned, &outcomes);
     }
@@ -282,15 +289,108 @@ fn concerns(controller: &Controller, changed: Option<&[String]>, timed: bool) ->
     changed.iter().any(|resource| controller.reads.is_empty() || controller.reads.contains(&resource.as_str()))
 }
 
-/// How long each node has been silent. A node never heard of is as old as this leader: a new leader gives
-/// everybody a full period before it says anything.
-fn beat_ages(view: &View, sessions: &Sessions, began: Instant) -> BTreeMap<String, Beat> {
-    let beats = sessions.beats();
-    view.list("nodes", None)
-        .map(|node| {
-            let age = beats.get(&*node.key.name).map_or_else(|| began.elapsed(), |beat| beat.age);
-            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-            (node.key.name.to_string(), Beat { age_ms: ms(age), granted_ms: ms(began.elapsed()) })
-        })
-        .collect()
+/// Until when controllers are not asked only because time has passed: a plan over 100,000 pods takes a good part of a second, and
+/// would take it every second while nothing happens.
+#[derive(Default)]
+struct Rests(HashMap<&'static str, Instant>);
+
+impl Rests {
+    fn over(&self, controller: &str, now: Instant) -> bool {
+        self.0.get(controller).is_none_or(|until| *until <= now)
+    }
+
+    fn took(&mut self, controller: &'static str, now: Instant, planned: Duration) {
+        self.0.insert(controller, now + planned * (LOOK_SHARE - 1));
+    }
+}
+
+/// Nodes that have not beaten since this leadership began, and since when each is known.
+struct Unheard {
+    began: Instant,
+    nodes: BTreeMap<Arc<str>, Instant>,
+}
+
+impl Unheard {
+    /// How long each node has been silent. One never heard of is as old as this leadership, or as its object when that is younger: a
+    /// new leader gives everybody a full period before it says anything, and a node that has just joined gets one too. When many are
+    /// missing they have that much longer.
+    fn beat_ages(&mut self, view: &View, beats: &HashMap<String, BeatAge>, now: Instant) -> BTreeMap<String, Beat> {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let silent: Vec<Arc<str>> = view
+            .list("nodes", None)
+            .map(|node| node.key.name.clone())
+            .filter(|node| !beats.contains_key(&**node))
+            .collect();
+        let longer = APART * u32::try_from(silent.len()).unwrap_or(u32::MAX);
+        self.nodes = silent
+            .into_iter()
+            .map(|node| {
+                let since = self.nodes.get(&node).copied().unwrap_or(now);
+                (node, since)
+            })
+            .collect();
+        let granted_ms = ms(now - self.began);
+        let age = |node: &str| match beats.get(node) {
+            Some(beat) => beat.age,
+            None => (now - self.nodes.get(node).copied().unwrap_or(now)).saturating_sub(longer),
+        };
+        view.list("nodes", None)
+            .map(|node| (node.key.name.to_string(), Beat { age_ms: ms(age(&node.key.name)), granted_ms }))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_store::{Limits, Store};
+    use serde_json::json;
+
+    fn view(nodes: usize) -> View {
+        let mut store = Store::new(Limits::default());
+        for number in 0..nodes {
+            let name = format!("n{number}");
+            let value = Arc::new(json!({"metadata": {"name": name, "namespace": "", "uid": format!("u{number}")}}));
+            let create = Op::Create { key: Key::new("nodes", "", name.as_str()), value, claims: Vec::new() };
+            assert!(store.apply(&[create.into()])[0].is_ok());
+        }
+        store.view()
+    }
+
+    #[test]
+    fn a_slow_planner_rests_and_a_quick_one_is_asked_every_second() {
+        let (mut rests, now) = (Rests::default(), Instant::now());
+        assert!(rests.over("slow", now));
+        rests.took("slow", now, Duration::from_millis(300));
+        rests.took("quick", now, Duration::from_millis(2));
+        let at = |ms| now + Duration::from_millis(ms);
+        assert!(!rests.over("slow", at(5_000)) && rests.over("slow", at(5_700)));
+        assert!(rests.over("quick", at(1_000)));
+        assert!(
+            concerns(&coracle_controllers::all()[3], Some(&["pods".to_owned()]), false),
+            "a change is always looked at"
+        );
+    }
+
+    #[test]
+    fn a_node_never_heard_of_is_as_old_as_what_is_known_of_it() {
+        let began = Instant::now();
+        let mut unheard = Unheard { began, nodes: BTreeMap::new() };
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let heard = BeatAge { age: Duration::from_millis(300), connected: true };
+        let beats = HashMap::from([("n0".to_owned(), heard)]);
+        unheard.beat_ages(&view(2), &beats, at(0));
+        let ages = unheard.beat_ages(&view(3), &beats, at(100));
+        assert_eq!((ages["n0"].age_ms, ages["n0"].granted_ms), (300, 100_000));
+        assert_eq!(ages["n1"].age_ms, 100_000 - 2, "since the beginning, less a moment for each that is missing");
+        assert_eq!(ages["n2"].age_ms, 0, "it has just joined");
+        assert_eq!(ages["n2"].granted_ms, 100_000, "what was granted before this leadership is not known");
+        let ages = unheard.beat_ages(&view(3), &beats, at(104));
+        assert_eq!(ages["n2"].age_ms, 4_000 - 2);
+        // Thousands that come back one after the other are not dead.
+        let mut unheard = Unheard { began, nodes: BTreeMap::new() };
+        unheard.beat_ages(&view(9000), &HashMap::new(), at(0));
+        let ages = unheard.beat_ages(&view(9000), &HashMap::new(), at(10));
+        assert_eq!(ages["n8999"].age_ms, 1_000);
+    }
 }

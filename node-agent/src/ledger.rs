@@ -75,6 +75,16 @@ pub enum Refused {
     /// A difference came before anything it could be a difference to.
     #[error("a difference came before the whole")]
     NothingToChange,
+    /// An object should stay as it is held, and it is not held like that.
+    #[error("{resource}/{name} should stay at revision {revision}, and is not held at that")]
+    NotHeld {
+        /// Its resource.
+        resource: String,
+        /// Its name.
+        name: String,
+        /// The revision.
+        revision: u64,
+    },
     /// More parts than anything real has.
     #[error("a feed of more than {MAX_PARTS_ITEMS} items")]
     TooLarge,
@@ -133,6 +143,9 @@ pub struct State {
     /// Pods of an older life of the cluster that the present one, begun anew from a backup, does not know: they run on until it has
     /// had time to take them over.
     pub orphans: imbl::OrdSet<Key>,
+    /// What the server called the tables with the last feed; empty when what is held is not all that this feed said. Not kept across
+    /// the process: the first feed of each is whole.
+    pub tables: Arc<[u8]>,
 }
 
 impl State {
@@ -263,9 +276,15 @@ impl Ledger {
             return Ok(Ok(()));
         }
         let parts = std::mem::take(&mut self.parts);
-        let change = match merge(&self.state.borrow(), parts) {
+        // The look at the state ends here: it is changed below.
+        let merged = merge(&self.state.borrow(), parts);
+        let change = match merged {
             Ok(change) => change,
-            Err(refused) => return Ok(Err(refused)),
+            Err(refused) => {
+                // The next session begins anew.
+                self.state.send_modify(|state| state.tables = Arc::default());
+                return Ok(Err(refused));
+            }
         };
         self.state.send_modify(|state| *state = change.state);
         self.writes.send(change.write).await.map_err(|_| LedgerError::Stopped)?;
@@ -309,10 +328,18 @@ struct Change {
     write: Write,
 }
 
+/// Tables that a resumed feed says the changes of; of everything else it names all there is.
+fn is_table(key: &Key) -> bool {
+    ["services", "endpointslices.discovery.k8s.io", "nodes"].contains(&key.resource.as_str())
+}
+
 fn merge(held: &State, parts: Vec<Feed>) -> Result<Change, Refused> {
     let generation = parts.last().and_then(|part| part.generation).unwrap_or_default();
     let generation = Generation { epoch: generation.epoch, revision: generation.revision };
     let whole = parts.first().is_some_and(|part| part.full);
+    let resumed = !whole && parts.first().is_some_and(|part| part.resumed);
+    let mut tables: Arc<[u8]> = parts.last().map(|part| part.tables.clone().into()).unwrap_or_default();
+    let mut named: std::collections::HashSet<Key> = std::collections::HashSet::new();
     if generation < held.generation {
         return Err(Refused::Older { offered: generation, held: held.generation });
     }
@@ -331,12 +358,20 @@ fn merge(held: &State, parts: Vec<Feed>) -> Result<Change, Refused> {
             let key = Key::new(&item.resource, &item.namespace, &item.name);
             // The same bytes need not be read again: a whole feed after a reconnect is mostly known.
             let known = held.objects.get(&key).filter(|known| known.revision == item.revision && known.uid == item.uid);
+            if resumed {
+                named.insert(key.clone());
+                if item.object.is_empty() && known.is_none() {
+                    let (resource, name) = (item.resource, item.name);
+                    return Err(Refused::NotHeld { resource, name, revision: item.revision });
+                }
+            }
             let object = match known {
                 Some(known) => known.clone(),
                 None => match serde_json::from_slice(&item.object) {
                     Ok(tree) => Arc::new(Held { uid: item.uid.clone(), revision: item.revision, tree }),
                     Err(error) => {
                         tracing::warn!(resource = item.resource, name = item.name, %error, "an object of a feed cannot be read");
+                        tables = Arc::default();
                         continue;
                     }
                 },
@@ -345,6 +380,14 @@ fn merge(held: &State, parts: Vec<Feed>) -> Result<Change, Refused> {
                 put.push((key.clone(), encode(&item)));
             }
             objects.insert(key, object);
+        }
+    }
+    if resumed {
+        let stays = |key: &Key| is_table(key) || named.contains(key) || held.orphans.contains(key);
+        let gone: Vec<Key> = objects.keys().filter(|key| !stays(key)).cloned().collect();
+        for key in gone {
+            objects.remove(&key);
+            removed.push(key);
         }
     }
     let mut orphans = imbl::OrdSet::new();
@@ -370,7 +413,7 @@ fn merge(held: &State, parts: Vec<Feed>) -> Result<Change, Refused> {
         let said: std::collections::HashSet<&Key> = put.iter().map(|(key, _)| key).chain(&removed).collect();
         orphans = held.orphans.iter().filter(|key| !said.contains(key)).cloned().collect();
     }
-    let state = State { generation, settings: held.settings.clone(), objects, confirmed: true, orphans };
+    let state = State { generation, settings: held.settings.clone(), objects, confirmed: true, orphans, tables };
     Ok(Change { state, write: Write::Change { whole, put, removed, generation } })
 }
 
@@ -685,6 +728,49 @@ mod tests {
         let drain = Drain::new();
         let ledger = Ledger::open(data.path(), &run.path().join("after-reboot"), &drain.watch()).unwrap();
         assert_eq!(names(&ledger.state()), ["pods/a", "pods/b"]);
+    }
+
+    #[tokio::test]
+    async fn a_resumed_feed_names_what_stays_and_changes_the_tables() {
+        let (data, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let drain = Drain::new();
+        let mut ledger = Ledger::open(data.path(), run.path(), &drain.watch()).unwrap();
+        let resumed = |revision, items| Feed { resumed: true, tables: vec![2], ..feed(revision, false, items) };
+        let stays = |resource, name, revision| Item { object: Vec::new(), ..item(resource, name, revision) };
+        let refused = ledger.apply(resumed(5, vec![])).await.unwrap();
+        assert_eq!(refused, Err(Refused::NothingToChange), "what an earlier process left is not known to be all");
+        let items = vec![
+            item("pods", "a", 1),
+            item("pods", "b", 2),
+            item("secrets", "key", 3),
+            item("services", "s", 4),
+            item("services", "t", 4),
+        ];
+        ledger.apply(Feed { tables: vec![1], ..feed(5, true, items) }).await.unwrap().unwrap();
+        assert_eq!(&*ledger.state().tables, [1]);
+        // The first pod stays, the second is another by now, the Secret is not read any more, a Service has gone.
+        let removed = vec![Ref { resource: "services".into(), namespace: "n".into(), name: "t".into() }];
+        let items = vec![stays("pods", "a", 1), item("pods", "b", 7)];
+        ledger.apply(Feed { removed, ..resumed(8, items) }).await.unwrap().unwrap();
+        let state = ledger.state();
+        assert_eq!(names(&state), ["pods/a", "pods/b", "services/s"]);
+        assert_eq!(
+            (state.get("pods", "n", "a").unwrap().revision, state.get("pods", "n", "b").unwrap().revision),
+            (1, 7)
+        );
+        assert_eq!(&*state.tables, [2]);
+        ledger.flush().await;
+        // What is not held as it should be makes the next session begin anew.
+        let refused = ledger.apply(resumed(9, vec![stays("pods", "a", 2)])).await.unwrap();
+        assert!(matches!(refused, Err(Refused::NotHeld { revision: 2, .. })), "{refused:?}");
+        assert!(ledger.state().tables.is_empty());
+        assert_eq!(names(&ledger.state()), ["pods/a", "pods/b", "services/s"]);
+        drop(ledger);
+        drain.finish(std::time::Duration::from_secs(5)).await;
+        let drain = Drain::new();
+        let ledger = Ledger::open(data.path(), run.path(), &drain.watch()).unwrap();
+        assert_eq!(names(&ledger.state()), ["pods/a", "pods/b", "services/s"], "as it was on disk");
+        assert!(ledger.state().tables.is_empty());
     }
 
     #[tokio::test]

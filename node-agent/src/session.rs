@@ -228,7 +228,8 @@ impl Session {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (up, receiver) = mpsc::channel(UP_QUEUE);
-        let have = self.ledger.state().generation;
+        let state = self.ledger.state();
+        let (have, tables) = (state.generation, state.tables.to_vec());
         let hello = Hello {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -236,6 +237,7 @@ impl Session {
             have: Some(Generation { epoch: have.epoch, revision: have.revision }),
             node_object: (self.node_object)(),
             level: LEVEL,
+            tables,
         };
         self.ledger.begin_session();
         self.outbox.begin_session();

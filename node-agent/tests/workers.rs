@@ -144,7 +144,7 @@ impl Rig {
             })
             .collect();
         let generation = Some(Generation { epoch: 1, revision: self.revision });
-        self.ledger.apply(Feed { generation, full, items, removed, more: false }).await.unwrap().unwrap();
+        self.ledger.apply(Feed { generation, full, items, removed, ..Feed::default() }).await.unwrap().unwrap();
     }
 
     fn collect(&mut self) {

@@ -345,6 +345,7 @@ fn live(agent: &mut Agent, now: u64, servers: &[Reach<'_>], wires: &Wires, rng: 
             node_object: node_object(agent.number).to_string().into_bytes(),
             // It has no kernel that new endpoints come into.
             level: 1,
+            tables: Vec::new(),
         };
         say(wires, wire, from_agent::Message::Hello(hello));
         for pod in agent.pods.values_mut() {

@@ -109,7 +109,7 @@ struct Inner {
     next_session: std::sync::atomic::AtomicU64,
     feeds: Arc<feed::Feeds>,
     /// New nodes are taken in one by one: all at once would ask for the same block of addresses.
-    newcomers: tokio::sync::Mutex<()>,
+    newcomers: tokio::sync::Mutex<register::Blocks>,
     /// Milliseconds between the beats of an agent.
     beat_every: std::sync::atomic::AtomicU32,
 }
@@ -210,14 +210,16 @@ impl Sessions {
     /// Leases for nodes whose beats (node, when it was sent) have come to the leader, which has been confirmed since.
     pub(crate) fn grant(&self, nodes: &[(String, u64)]) -> Vec<Lease> {
         let view = self.inner.memory.view();
+        let mut fenced: HashMap<&str, Vec<String>> = HashMap::new();
+        for pod in view.marked(coracle_store::Mark::Fenced) {
+            if let Some(node) = pod.tree()["spec"]["nodeName"].as_str() {
+                fenced.entry(node).or_default().push(pod.uid.to_string());
+            }
+        }
         let mut grants = lock(&self.inner.grants);
         let mut leases = Vec::new();
         for (node, sent_boottime_ms) in nodes {
-            let pods: Vec<String> = view
-                .pods_on(node)
-                .filter(|pod| coracle_controllers::nodehealth::is_fenced(pod.tree()))
-                .map(|pod| pod.uid.to_string())
-                .collect();
+            let pods = fenced.get(node.as_str()).cloned().unwrap_or_default();
             if pods.is_empty() || *sent_boottime_ms == 0 || grants.silent.contains(node) {
                 continue;
             }
@@ -359,11 +361,15 @@ impl Sessions {
             return Err(Status::unavailable("this server has lost the cluster's leader"));
         }
         let known = self.inner.memory.view().find("nodes", "", &node).is_some();
-        let turn = if known { None } else { Some(self.inner.newcomers.lock().await) };
-        let pod_cidr = register::register(&*self.inner.memory, &self.inner.plan, &node, &hello.node_object)
-            .await
-            .map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
-        drop(turn);
+        let (memory, plan) = (&*self.inner.memory, &self.inner.plan);
+        let registered = if known {
+            // Only a Node made by hand needs a block, and then these are worked out for it.
+            register::register(memory, plan, &node, &hello.node_object, &mut register::Blocks::default()).await
+        } else {
+            let mut blocks = self.inner.newcomers.lock().await;
+            register::register(memory, plan, &node, &hello.node_object, &mut blocks).await
+        };
+        let pod_cidr = registered.map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
         let settles = agent.level >= LETS_GO;
         let (down, receiver) = mpsc::channel(DOWN_QUEUE);
         let session = self.inner.next_session.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -389,7 +395,10 @@ impl Sessions {
         self.agents().insert(node.clone(), entry);
         tracing::info!(node, agent = hello.version, "an agent has connected");
         let (parts, feed) = mpsc::channel(feed::PARTS);
-        tokio::spawn(self.inner.feeds.clone().run(session, node.clone(), parts));
+        let have = hello.have.unwrap_or_default();
+        let have = coracle_base::Generation { epoch: have.epoch, revision: have.revision };
+        let held = feed::Held { have, tables: hello.tables };
+        tokio::spawn(self.inner.feeds.clone().run(session, node.clone(), held, parts));
         tokio::spawn(self.clone().listen(node, session, up));
         // The welcome waits in the first and goes before any feed.
         let down = ReceiverStream::new(receiver).merge(ReceiverStream::new(feed).map(feed::Part::message));

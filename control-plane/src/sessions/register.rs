@@ -1,9 +1,10 @@
 //! A node makes itself known: its Node object, and the block of pod addresses the cluster gives it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use coracle_store::{Expect, Key, Object, Op, Rejection};
+use coracle_base::Generation;
+use coracle_store::{EventKind, Expect, Key, Object, Op, Rejection};
 use serde_json::{Map, Value, json};
 
 use crate::cidr::Cidr;
@@ -51,12 +52,67 @@ pub(super) enum RegisterError {
 /// How often a registration is tried again when others write the same objects.
 const TRIES: usize = 20;
 
-/// Creates or renews the Node of an agent; returns its block of pod addresses.
+/// The blocks that nodes have, kept from one newcomer to the next: thousands that come together would otherwise each read the Nodes
+/// of all who came before.
+#[derive(Debug, Default)]
+pub(super) struct Blocks {
+    at: Option<Generation>,
+    of_node: HashMap<Arc<str>, u32>,
+    taken: BTreeSet<u32>,
+}
+
+impl Blocks {
+    /// Looks at what has changed since the last look.
+    fn advance(&mut self, memory: &dyn Memory, view: &coracle_store::View, plan: &NetworkPlan) {
+        let now = view.generation();
+        let before = self.at.filter(|before| before.epoch == now.epoch && before.revision <= now.revision);
+        match before.and_then(|before| memory.events_after(before.revision, Some("nodes"))) {
+            Some(events) => {
+                for event in events.iter().take_while(|event| event.revision <= now.revision) {
+                    let block = block_of(&event.object, plan).filter(|_| event.kind != EventKind::Deleted);
+                    self.set(&event.object.key.name, block);
+                }
+            }
+            None => {
+                *self = Self::default();
+                view.list("nodes", None).for_each(|node| self.set(&node.key.name, block_of(node, plan)));
+            }
+        }
+        self.at = Some(now);
+    }
+
+    fn set(&mut self, node: &Arc<str>, block: Option<u32>) {
+        let before = match block {
+            Some(block) => self.of_node.insert(node.clone(), block),
+            None => self.of_node.remove(node),
+        };
+        if let Some(before) = before {
+            self.taken.remove(&before);
+        }
+        self.taken.extend(block);
+    }
+
+    /// The first that no node has.
+    fn free(&self) -> u32 {
+        // Sorted and without gaps before the first that is free.
+        let gap = (0_u32..).zip(&self.taken).find(|(index, taken)| index != *taken);
+        gap.map_or_else(|| u32::try_from(self.taken.len()).unwrap_or(u32::MAX), |(index, _)| index)
+    }
+}
+
+/// The number of a Node's block in the cluster's; `None`: it has none, or one of another plan.
+fn block_of(node: &Object, plan: &NetworkPlan) -> Option<u32> {
+    let block: Cidr = node.peek()["spec"]["podCIDR"].as_str()?.parse().ok()?;
+    plan.cluster_cidr.index_of(block).filter(|_| block.prefix() == plan.node_prefix)
+}
+
+/// Creates or renews the Node of an agent; returns its block of pod addresses. A newcomer brings what is known of `blocks`.
 pub(super) async fn register(
     memory: &dyn Memory,
     plan: &NetworkPlan,
     node: &str,
     offered: &[u8],
+    blocks: &mut Blocks,
 ) -> Result<String, RegisterError> {
     let offered: Value = serde_json::from_slice(offered).map_err(|_| RegisterError::Unreadable(node.to_owned()))?;
     if !offered.is_object() {
@@ -69,7 +125,7 @@ pub(super) async fn register(
             Some(stored) => {
                 let cidr = stored.tree()["spec"]["podCIDR"].as_str().unwrap_or_default().to_owned();
                 if !cidr.is_empty() {
-                    let renewed = renew(stored, &offered);
+                    let Some(renewed) = renew(stored, &offered) else { return Ok(cidr) };
                     return match memory.propose(renewed.into()).await {
                         Ok(_) => Ok(cidr),
                         Err(ProposeError::Rejected { .. }) => continue,
@@ -82,7 +138,8 @@ pub(super) async fn register(
                     };
                 }
                 // Somebody made the Node by hand: it gets its block now.
-                let block = free_block(&view, plan, node)?;
+                blocks.advance(memory, &view, plan);
+                let block = free_block(blocks, plan, node)?;
                 let mut value = (**stored.tree()).clone();
                 value["spec"]["podCIDR"] = json!(block);
                 value["spec"]["podCIDRs"] = json!([block]);
@@ -93,7 +150,10 @@ pub(super) async fn register(
                     claims: Some(vec![format!("podcidr/{block}")]),
                 }
             }
-            None => create(&view, plan, node, &offered)?,
+            None => {
+                blocks.advance(memory, &view, plan);
+                create(free_block(blocks, plan, node)?, node, &offered)
+            }
         };
         match memory.propose(op.into()).await {
             Ok(_) => {}
@@ -106,18 +166,13 @@ pub(super) async fn register(
 }
 
 /// The first block no node has.
-fn free_block(view: &coracle_store::View, plan: &NetworkPlan, node: &str) -> Result<String, RegisterError> {
-    let taken: HashSet<&str> =
-        view.list("nodes", None).filter_map(|node| node.tree()["spec"]["podCIDR"].as_str()).collect();
-    (0..)
-        .map_while(|index| plan.cluster_cidr.block(index, plan.node_prefix))
-        .map(|block| block.to_string())
-        .find(|block| !taken.contains(block.as_str()))
-        .ok_or_else(|| RegisterError::Full { node: node.to_owned(), cluster: plan.cluster_cidr.to_string() })
+fn free_block(blocks: &Blocks, plan: &NetworkPlan, node: &str) -> Result<String, RegisterError> {
+    let block = plan.cluster_cidr.block(blocks.free(), plan.node_prefix);
+    let full = || RegisterError::Full { node: node.to_owned(), cluster: plan.cluster_cidr.to_string() };
+    Ok(block.ok_or_else(full)?.to_string())
 }
 
-fn create(view: &coracle_store::View, plan: &NetworkPlan, node: &str, offered: &Value) -> Result<Op, RegisterError> {
-    let block = free_block(view, plan, node)?;
+fn create(block: String, node: &str, offered: &Value) -> Op {
     let mut labels = offered["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     labels.entry("kubernetes.io/hostname").or_insert_with(|| json!(node));
     let value = json!({
@@ -133,27 +188,23 @@ fn create(view: &coracle_store::View, plan: &NetworkPlan, node: &str, offered: &
         "spec": {"podCIDR": block, "podCIDRs": [block]},
         "status": merge_status(&Value::Null, &offered["status"]),
     });
-    Ok(Op::Create {
-        key: Key::new("nodes", "", node),
-        value: Arc::new(value),
-        claims: vec![format!("podcidr/{block}")],
-    })
+    Op::Create { key: Key::new("nodes", "", node), value: Arc::new(value), claims: vec![format!("podcidr/{block}")] }
 }
 
 /// The stored Node with the agent's labels and status; what others put there (labels, taints, cordon) stays. A taint that
-/// says the node is away goes with the node's return.
-fn renew(stored: &Object, offered: &Value) -> Op {
+/// says the node is away goes with the node's return. `None`: nothing would change, and thousands of agents that come back at once
+/// propose nothing.
+fn renew(stored: &Object, offered: &Value) -> Option<Op> {
     let mut value = (**stored.tree()).clone();
     let mut labels = value["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     labels.extend(offered["metadata"]["labels"].as_object().cloned().unwrap_or_default());
     value["metadata"]["labels"] = Value::Object(labels);
     value["status"] = merge_status(&stored.tree()["status"], &offered["status"]);
-    Op::Update {
-        key: stored.key.clone(),
-        expect: Expect { uid: Some(stored.uid.clone()), revision: Some(stored.revision) },
-        value: Arc::new(value),
-        claims: None,
+    if value == **stored.tree() {
+        return None;
     }
+    let expect = Expect { uid: Some(stored.uid.clone()), revision: Some(stored.revision) };
+    Some(Op::Update { key: stored.key.clone(), expect, value: Arc::new(value), claims: None })
 }
 
 /// The part that a full disk still takes.
@@ -194,6 +245,22 @@ pub(super) fn merge_status(stored: &Value, offered: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newcomer_gets_the_first_block_that_is_free() {
+        let mut blocks = Blocks::default();
+        assert_eq!(blocks.free(), 0);
+        for (node, block) in [("a", 0), ("b", 1), ("d", 3)] {
+            blocks.set(&node.into(), Some(block));
+        }
+        assert_eq!(blocks.free(), 2);
+        blocks.set(&"c".into(), Some(2));
+        assert_eq!(blocks.free(), 4);
+        blocks.set(&"b".into(), None);
+        assert_eq!(blocks.free(), 1, "what a node had that is gone is free again");
+        blocks.set(&"a".into(), Some(1));
+        assert_eq!(blocks.free(), 0);
+    }
 
     #[test]
     fn an_unchanged_report_is_an_unchanged_status() {

@@ -63,6 +63,7 @@ pub struct Agent {
     pub dials: Arc<tokio::sync::Semaphore>,
     pods: BTreeMap<String, Pod>,
     have: Generation,
+    tables: Vec<u8>,
 }
 
 struct Pod {
@@ -80,7 +81,16 @@ impl Agent {
         tally: Arc<Tally>,
         dials: Arc<tokio::sync::Semaphore>,
     ) -> Self {
-        Self { number, wallet, servers, tally, dials, pods: BTreeMap::new(), have: Generation::default() }
+        Self {
+            number,
+            wallet,
+            servers,
+            tally,
+            dials,
+            pods: BTreeMap::new(),
+            have: Generation::default(),
+            tables: Vec::new(),
+        }
     }
 
     /// The node's name.
@@ -127,6 +137,8 @@ impl Agent {
             node: Self::name(self.number),
             have: Some(self.have),
             node_object: node_object(self.number).to_string().into_bytes(),
+            // As the real ledger: what it holds is all that its last feed said.
+            tables: self.tables.clone(),
         };
         let _ = up.send(message(from_agent::Message::Hello(hello))).await;
         let mut down = match client.session(ReceiverStream::new(receiver)).await {
@@ -185,11 +197,14 @@ impl Agent {
     }
 
     fn take(&mut self, feed: Feed) {
-        self.have = feed.generation.unwrap_or_default();
+        if !feed.more {
+            (self.have, self.tables) = (feed.generation.unwrap_or_default(), feed.tables);
+        }
         let now = tokio::time::Instant::now();
         let bytes: usize = feed.items.iter().map(|item| item.object.len()).sum();
         self.tally.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        for item in feed.items.into_iter().filter(|item| item.resource == "pods") {
+        // One without bytes stays as it is.
+        for item in feed.items.into_iter().filter(|item| item.resource == "pods" && !item.object.is_empty()) {
             let Ok(tree) = serde_json::from_slice::<Value>(&item.object) else { continue };
             let deleting = !tree["metadata"]["deletionTimestamp"].is_null();
             let ready = tree["status"]["phase"] == "Running";

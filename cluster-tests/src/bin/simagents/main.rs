@@ -2,6 +2,7 @@
 //!
 //! `simagents [--agents N] [--pods P] [--servers 1|3] [--idle SECONDS]`. The agents speak the real protocol over real connections
 //! with papers of the cluster's authority; a pod of theirs starts after a random while, which is all there is of a runtime.
+//! What it is at goes to standard error. `cargo xtask bench agents-5000` puts the figures into PROMISES.md.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -90,17 +91,20 @@ fn run(options: &Options, runtime: &tokio::runtime::Runtime) -> Result<Value, St
     }
     wait("all agents to have a session", &tally, || tally.fed.load(Ordering::Relaxed) == options.agents)?;
     let connected = began.elapsed();
+    eprintln!("{} agents are connected after {connected:?}", options.agents);
     let connect_bytes = tally.bytes.load(Ordering::Relaxed);
 
     let before = cpu(&mut servers)?;
     let mut api = client(&servers[0])?;
     let applied = apply(&mut api, options.pods)?;
+    eprintln!("all is applied");
     let ready = |seen: &Seen| seen.ready.is_some() && !seen.gone;
     wait("all pods to be ready", &tally, || {
         tally.pods.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|seen| ready(seen)).count()
             == options.pods
     })?;
     let work = cpu(&mut servers)? - before;
+    eprintln!("all pods are ready, {work:.1} s of CPU of the servers");
     let seen: Vec<Seen> = tally.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
     let nodes: HashSet<usize> = seen.iter().map(|seen| seen.node).collect();
     let since = |at: fn(&Seen) -> Option<Instant>| {
@@ -119,6 +123,7 @@ fn run(options: &Options, runtime: &tokio::runtime::Runtime) -> Result<Value, St
     let rss: Vec<Value> = metrics(&mut servers)?.into_iter().map(|one| one["rss"].clone()).collect();
     let planners = metrics(&mut servers)?.into_iter().map(|one| one["work"].clone()).collect::<Vec<_>>();
 
+    eprintln!("at rest: {idle_cpu:.3} cores, {frames:.1} frames a minute, resident {rss:?}");
     let broken = tally.broken.load(Ordering::Relaxed);
     let plans: Vec<Plan> = servers.into_iter().map(Server::kill).collect();
     wait("all agents to notice", &tally, || tally.fed.load(Ordering::Relaxed) == 0)?;
@@ -130,6 +135,7 @@ fn run(options: &Options, runtime: &tokio::runtime::Runtime) -> Result<Value, St
         starting.into_iter().map(|one| one.join().map_err(|_| "a server did not start".to_owned())?).collect();
     let mut servers = servers?;
     let up = began.elapsed();
+    eprintln!("killed and up again after {up:?}");
     wait("all agents to be back", &tally, || tally.fed.load(Ordering::Relaxed) == options.agents)?;
     let back = began.elapsed();
     let restarts = tally.pods.lock().unwrap_or_else(PoisonError::into_inner).len() - seen.len();

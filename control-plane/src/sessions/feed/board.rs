@@ -1,11 +1,13 @@
 //! One look at every change for all agents of a server: which agents it concerns, and what the tables are made of now.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use coracle_api::Memory;
+use coracle_base::{Epoch, Generation};
 use coracle_store::{Event, EventKind, Key, Object, View};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
 use super::reduced::reduced;
@@ -16,6 +18,8 @@ const TABLES: [&str; 3] = ["services", "endpointslices.discovery.k8s.io", NODES]
 const NODES: &str = "nodes";
 /// Removed objects that are remembered: an agent that is further behind is told everything anew.
 const REMEMBERED: usize = 10_000;
+/// States of the tables whose names are remembered: an agent that comes back with an older one is told everything anew.
+const NAMES: usize = 1_000;
 
 /// An object as agents get it. Its bytes are shared by all of them.
 #[derive(Debug)]
@@ -32,11 +36,64 @@ impl Shown {
         Self { key, uid, revision: object.revision, json }
     }
 
+    /// For an agent that holds it already.
+    pub(super) fn without_bytes(&self) -> Self {
+        Self { key: self.key.clone(), uid: self.uid.clone(), revision: self.revision, json: Bytes::new() }
+    }
+
     /// As agents of other nodes need it.
     fn of_table(object: &Object) -> Self {
         let whole = Self::whole(object);
         if *object.key.resource == *NODES { Self { json: reduced(object.tree()), ..whole } } else { whole }
     }
+}
+
+/// A name for what the rows of all tables are, the same on every server: the sum of their hashes. Agents hand it back, and nobody
+/// else reads it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Name {
+    epoch: Epoch,
+    sum: [u64; 4],
+}
+
+impl Name {
+    /// For the wire.
+    pub(super) fn bytes(self) -> Vec<u8> {
+        [self.epoch, self.sum[0], self.sum[1], self.sum[2], self.sum[3]]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect()
+    }
+
+    fn of_row(shown: &Shown) -> [u64; 4] {
+        let mut hash = Sha256::new();
+        let Key { resource, namespace, name } = &shown.key;
+        for part in [resource.as_bytes(), namespace.as_bytes(), name.as_bytes(), shown.uid.as_bytes(), &shown.json] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        let bytes = hash.finalize();
+        std::array::from_fn(|word| {
+            bytes[8 * word..8 * word + 8].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        })
+    }
+
+    fn add(&mut self, row: [u64; 4]) {
+        self.sum.iter_mut().zip(row).for_each(|(sum, word)| *sum = sum.wrapping_add(word));
+    }
+
+    fn take(&mut self, row: [u64; 4]) {
+        self.sum.iter_mut().zip(row).for_each(|(sum, word)| *sum = sum.wrapping_sub(word));
+    }
+}
+
+/// What an agent says it holds.
+#[derive(Debug, Clone, Default)]
+pub(in crate::sessions) struct Held {
+    /// Of its last feed.
+    pub have: Generation,
+    /// The name that came with it; empty: nothing is held.
+    pub tables: Vec<u8>,
 }
 
 /// A table's row that changed; `None`: it is gone.
@@ -54,11 +111,15 @@ struct Tables {
     gone: BTreeSet<u64>,
     /// All that is there, until the next change.
     whole: Option<Arc<Vec<Arc<Shown>>>>,
+    name: Name,
+    /// Names agents were told, and the last change of each, oldest first.
+    names: VecDeque<(Name, u64)>,
 }
 
 impl Tables {
     fn of(view: &View, last: u64) -> Self {
-        let mut tables = Self { last, floor: last, ..Self::default() };
+        let name = Name { epoch: view.epoch(), ..Name::default() };
+        let mut tables = Self { last, floor: last, name, ..Self::default() };
         for object in TABLES.iter().flat_map(|table| view.list(table, None)) {
             tables.set(object.key.clone(), Some(Shown::of_table(object)));
         }
@@ -69,6 +130,12 @@ impl Tables {
 
     fn set(&mut self, key: Key, shown: Option<Shown>) {
         self.last += 1;
+        if let Some((_, Some(before))) = self.rows.get(&key) {
+            self.name.take(Name::of_row(before));
+        }
+        if let Some(shown) = &shown {
+            self.name.add(Name::of_row(shown));
+        }
         let row = (self.last, shown.map(Arc::new));
         if row.1.is_none() {
             self.gone.insert(self.last);
@@ -101,6 +168,25 @@ impl Tables {
         self.whole.get_or_insert_with(make).clone()
     }
 
+    /// The name of what is there now, which an agent will be told.
+    fn told(&mut self) -> Name {
+        if self.names.back().is_none_or(|(_, last)| *last != self.last) {
+            self.names.push_back((self.name, self.last));
+            if self.names.len() > NAMES {
+                self.names.pop_front();
+            }
+        }
+        self.name
+    }
+
+    /// The last change that an agent has seen which was told this name.
+    fn seen_by(&self, name: &[u8]) -> Option<u64> {
+        if name == self.name.bytes() {
+            return Some(self.last);
+        }
+        self.names.iter().rev().find(|(known, _)| name == known.bytes()).map(|(_, last)| *last)
+    }
+
     fn since(&self, seen: u64) -> Vec<Row> {
         let changed = self.order.range(seen + 1..).map(|(_, key)| key);
         changed.filter_map(|key| Some((key.clone(), self.rows.get(key)?.1.clone()))).collect()
@@ -118,6 +204,8 @@ struct Seat {
     seen: Option<u64>,
     /// The ConfigMaps and Secrets its pods name, whether or not they are there.
     reads: HashSet<Key>,
+    /// What it held when it came, until it was told something.
+    held: Option<Generation>,
 }
 
 /// What an agent has to be told.
@@ -130,6 +218,10 @@ pub(super) struct News {
     pub rows: Vec<Row>,
     /// Whether its own objects have to be looked at.
     pub own: bool,
+    /// What the agent holds beside the tables, when this is the first it is told and it need not begin anew.
+    pub held: Option<Generation>,
+    /// What the tables are called after this.
+    pub name: Name,
 }
 
 /// All sessions of a server and the state they are told.
@@ -147,14 +239,19 @@ pub(super) struct Board {
 
 impl Board {
     /// Takes a session in, at the newest state.
-    pub(super) fn attach(&mut self, memory: &dyn Memory, session: u64, node: &str) -> Arc<Notify> {
+    pub(super) fn attach(&mut self, memory: &dyn Memory, session: u64, node: &str, held: &Held) -> Arc<Notify> {
         self.advance(memory);
+        // One that has heard more than this server knows begins anew here, and refuses what is older.
+        let now = self.view.as_ref().map(View::generation).unwrap_or_default();
+        let goes_on = held.have.epoch == now.epoch && held.have.revision <= now.revision && !held.tables.is_empty();
+        let seen = goes_on.then(|| self.tables.seen_by(&held.tables)).flatten();
         let wake = Arc::new(Notify::new());
         let mut reads = HashSet::new();
         for pod in self.view.iter().flat_map(|view| view.pods_on(node)) {
             reads.extend(reads_of(pod));
         }
-        let seat = Seat { node: node.to_owned(), wake: wake.clone(), own: true, seen: None, reads };
+        let held = seen.map(|_| held.have);
+        let seat = Seat { node: node.to_owned(), wake: wake.clone(), own: true, seen, reads, held };
         self.seats.insert(session, seat);
         self.by_node.entry(node.to_owned()).or_default().push(session);
         wake
@@ -285,12 +382,13 @@ impl Board {
         let view = self.view.clone()?;
         let seen = seat.seen.filter(|seen| *seen >= self.tables.floor);
         let own = std::mem::take(&mut seat.own) || seen.is_none();
+        let held = seat.held.take().filter(|_| seen.is_some());
         seat.seen = Some(self.tables.last);
         let (whole, rows) = match seen {
             Some(seen) => (None, self.tables.since(seen)),
             None => (Some(self.tables.whole()), Vec::new()),
         };
-        Some(News { view, whole, rows, own })
+        Some(News { view, whole, rows, own, held, name: self.tables.told() })
     }
 
     /// What a session's pods read, as it was worked out from its last news; newer changes stand above that.

@@ -17,7 +17,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use board::{Board, News, Shown, reads_of};
+pub(super) use board::Held;
+use board::{Board, Name, News, Shown, reads_of};
 
 /// One part of a feed. Its bytes are copied only when the stream takes it, and the stream keeps room for the largest: thousands of
 /// agents that begin at once must need little memory each.
@@ -39,14 +40,16 @@ pub(super) struct Feeds {
 pub(super) struct Part {
     generation: Generation,
     full: bool,
+    resumed: bool,
     more: bool,
+    tables: Name,
     removed: Vec<Key>,
     items: Vec<Arc<Shown>>,
 }
 
 impl Part {
-    fn new(generation: Generation) -> Self {
-        Self { generation, full: false, more: false, removed: Vec::new(), items: Vec::new() }
+    fn new(generation: Generation, tables: Name) -> Self {
+        Self { generation, full: false, resumed: false, more: false, tables, removed: Vec::new(), items: Vec::new() }
     }
 
     /// For the wire.
@@ -55,6 +58,8 @@ impl Part {
             generation: Some(self.generation),
             full: self.full,
             more: self.more,
+            resumed: self.resumed,
+            tables: self.tables.bytes(),
             removed: self.removed.iter().map(reference).collect(),
             items: self.items.iter().map(|shown| item(shown)).collect(),
         };
@@ -71,14 +76,14 @@ impl Feeds {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Feeds one agent until it goes away.
-    pub(super) async fn run(self: Arc<Self>, session: u64, node: String, parts: mpsc::Sender<Part>) {
+    /// Feeds one agent, from what it holds, until it goes away.
+    pub(super) async fn run(self: Arc<Self>, session: u64, node: String, held: Held, parts: mpsc::Sender<Part>) {
         let wake = {
             let mut board = self.board();
             if !std::mem::replace(&mut board.looked_after, true) {
                 tokio::spawn(self.clone().look());
             }
-            board.attach(&*self.memory, session, &node)
+            board.attach(&*self.memory, session, &node, &held)
         };
         let _seat = Leave(&self, session);
         let mut sent: BTreeMap<Key, u64> = BTreeMap::new();
@@ -87,7 +92,7 @@ impl Feeds {
             let mut difference = Difference::new(&news, &node);
             if news.own {
                 let (own, reads) = own(&news.view, &node);
-                difference.own(own, &mut sent);
+                difference.own(own, &mut sent, news.held);
                 self.board().reads(session, reads);
             }
             for part in difference.parts() {
@@ -169,6 +174,8 @@ fn own(view: &View, node: &str) -> (BTreeMap<Key, Arc<Shown>>, HashSet<Key>) {
 struct Difference {
     generation: Generation,
     full: bool,
+    resumed: bool,
+    tables: Name,
     removed: Vec<Key>,
     items: Vec<Arc<Shown>>,
 }
@@ -178,7 +185,17 @@ impl Difference {
     fn new(news: &News, node: &str) -> Self {
         let itself = Key::new("nodes", "", node);
         let generation = Generation { epoch: news.view.epoch(), revision: news.view.revision() };
-        let mut this = Self { generation, full: news.whole.is_some(), removed: Vec::new(), items: Vec::new() };
+        let mut this = Self {
+            generation,
+            full: news.whole.is_some(),
+            resumed: news.held.is_some(),
+            tables: news.name,
+            removed: Vec::new(),
+            items: Vec::new(),
+        };
+        if this.resumed && news.view.get(&itself).is_none() {
+            this.removed.push(itself.clone());
+        }
         let whole = news.whole.iter().flat_map(|whole| whole.iter());
         this.items.extend(whole.filter(|shown| shown.key != itself).cloned());
         for (key, shown) in news.rows.iter().filter(|(key, _)| *key != itself) {
@@ -190,8 +207,13 @@ impl Difference {
         this
     }
 
-    /// And the agent's own objects beside what was `sent`.
-    fn own(&mut self, own: BTreeMap<Key, Arc<Shown>>, sent: &mut BTreeMap<Key, u64>) {
+    /// And the agent's own objects beside what was `sent`, or, in the first feed of an agent that goes on, what it `held`.
+    fn own(
+        &mut self,
+        own: BTreeMap<Key, Arc<Shown>>,
+        sent: &mut BTreeMap<Key, u64>,
+        held: Option<coracle_base::Generation>,
+    ) {
         if self.full {
             sent.clear();
         }
@@ -204,22 +226,24 @@ impl Difference {
         });
         for (key, shown) in own {
             if sent.insert(key, shown.revision) != Some(shown.revision) {
-                self.items.push(shown);
+                let known = held.is_some_and(|held| shown.revision <= held.revision);
+                self.items.push(if known { Arc::new(shown.without_bytes()) } else { shown });
             }
         }
     }
 
     /// None when nothing differs.
     fn parts(self) -> Vec<Part> {
-        if !self.full && self.removed.is_empty() && self.items.is_empty() {
+        if !self.full && !self.resumed && self.removed.is_empty() && self.items.is_empty() {
             return Vec::new();
         }
-        let mut parts = vec![Part { full: self.full, removed: self.removed, ..Part::new(self.generation) }];
+        let (full, resumed, removed) = (self.full, self.resumed, self.removed);
+        let mut parts = vec![Part { full, resumed, removed, ..Part::new(self.generation, self.tables) }];
         let mut bytes = 0;
         for shown in self.items {
             if bytes > 0 && bytes + shown.json.len() > PART_BYTES {
                 bytes = 0;
-                parts.push(Part::new(self.generation));
+                parts.push(Part::new(self.generation, self.tables));
             }
             bytes += shown.json.len();
             if let Some(part) = parts.last_mut() {
@@ -302,8 +326,14 @@ mod tests {
             let key = Key::new("services", "default", format!("s{index}"));
             Arc::new(Shown { key, uid: "u".into(), revision: index, json: vec![b' '; PART_BYTES / 2].into() })
         };
-        let difference =
-            |full, items| Difference { generation: Generation::default(), full, removed: Vec::new(), items };
+        let difference = |full, items| Difference {
+            generation: Generation::default(),
+            full,
+            resumed: false,
+            tables: Name::default(),
+            removed: Vec::new(),
+            items,
+        };
         let parts = difference(true, (0..5).map(shown).collect()).parts();
         assert_eq!(
             parts.iter().map(|part| (part.full, part.more, part.items.len())).collect::<Vec<_>>(),
@@ -378,9 +408,65 @@ mod tests {
     }
 
     fn agent(feeds: &Arc<Feeds>, session: u64, node: &str) -> mpsc::Receiver<Part> {
+        returning(feeds, session, node, Held::default())
+    }
+
+    fn returning(feeds: &Arc<Feeds>, session: u64, node: &str, held: Held) -> mpsc::Receiver<Part> {
         let (sender, parts) = mpsc::channel(PARTS);
-        tokio::spawn(feeds.clone().run(session, node.to_owned(), sender));
+        tokio::spawn(feeds.clone().run(session, node.to_owned(), held, sender));
         parts
+    }
+
+    async fn part(parts: &mut mpsc::Receiver<Part>) -> Part {
+        tokio::time::timeout(Duration::from_secs(10), parts.recv()).await.expect("a part").expect("a feed")
+    }
+
+    /// What an agent holds that has taken this part.
+    fn held(part: &Part) -> Held {
+        let have = coracle_base::Generation { epoch: part.generation.epoch, revision: part.generation.revision };
+        Held { have, tables: part.tables.bytes() }
+    }
+
+    /// Names of the items, and whether their bytes came.
+    fn items(part: &Part) -> Vec<(String, bool)> {
+        part.items.iter().map(|shown| (shown.key.name.to_string(), !shown.json.is_empty())).collect()
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_returns_is_told_only_what_it_does_not_hold() {
+        let memory = Ram::new();
+        for node in ["a", "b"] {
+            memory.put("nodes", node, json!({"spec": {"podCIDR": "10.42.0.0/24"}}));
+        }
+        memory.put("services", "s", json!({}));
+        memory.put("pods", "p", pod("a", "key"));
+        memory.put("secrets", "key", json!({}));
+        let first = part(&mut agent(&Feeds::new(memory.clone()), 1, "a")).await;
+        assert!(first.full && !first.resumed);
+        // Of another server, or of the same one after it was killed: nothing has changed, and nothing comes but names.
+        let before = held(&first);
+        let second = part(&mut returning(&Feeds::new(memory.clone()), 1, "a", before.clone())).await;
+        assert!(second.resumed && !second.full);
+        assert_eq!(items(&second), [("a", false), ("p", false), ("key", false)].map(|(a, b)| (a.to_owned(), b)));
+        // What changed of its own comes; what is not named has gone.
+        memory.put("pods", "q", pod("a", "key"));
+        memory.delete("pods", "p");
+        let feeds = Feeds::new(memory.clone());
+        let third = part(&mut returning(&feeds, 1, "a", before.clone())).await;
+        assert!(third.resumed);
+        assert_eq!(items(&third), [("a", false), ("q", true), ("key", false)].map(|(a, b)| (a.to_owned(), b)));
+        // A table changed while this server was there: it tells the rows. One that was not there tells all.
+        memory.put("services", "t", json!({}));
+        memory.delete("services", "s");
+        let fourth = part(&mut returning(&feeds, 2, "a", held(&third))).await;
+        assert!(fourth.resumed);
+        assert!(items(&fourth).contains(&("t".to_owned(), true)));
+        assert_eq!(fourth.removed.iter().map(|key| key.name.to_string()).collect::<Vec<_>>(), names(&["s"]));
+        assert!(part(&mut returning(&Feeds::new(memory.clone()), 1, "a", held(&third))).await.full);
+        // Neither does one go on that has heard more than this server knows.
+        let mut ahead = held(&fourth);
+        ahead.have.revision += 1;
+        assert!(part(&mut returning(&feeds, 3, "a", ahead)).await.full);
     }
 
     /// The names in the next part: what came, what went.
