@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)]
 
+mod agents;
 mod door;
 mod rooms;
 
@@ -53,7 +54,13 @@ const PARTS: &[Measurement] = &[
     ("scheduler", || vec![rooms::scheduler()]),
     ("unpack", || vec![rooms::unpack()]),
     ("binary", || vec![binary()]),
+    ("agents-1000", agents::thousand),
+    ("agents-5000", agents::five_thousand),
+    ("agents-10000", agents::ten_thousand),
 ];
+
+/// Measured only when they are named, because they take many minutes and gigabytes; and how their rows begin, which stay.
+const LARGE: &[(&str, &str)] = &[("agents-5000", "| 5,000 agents"), ("agents-10000", "| 10,000 agents")];
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -62,11 +69,15 @@ fn main() {
         println!("there is no part {unknown}; there are {}", names.join(" "));
         return;
     }
-    let parts = PARTS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| word == name));
+    let parts = PARTS.iter().filter(|(name, _)| match wanted.is_empty() {
+        true => LARGE.iter().all(|(large, _)| large != name),
+        false => wanted.iter().any(|word| word == name),
+    });
     let figures: Vec<Figure> = parts.flat_map(|(_, measure)| measure()).collect();
     let path = workspace().join("PROMISES.md");
     let before = std::fs::read_to_string(&path).unwrap_or_default();
-    let text = if wanted.is_empty() { render(&rows(&figures)) } else { render(&renewed(&before, &figures)) };
+    let stays = |row: &str| !wanted.is_empty() || LARGE.iter().any(|(_, begins)| row.starts_with(begins));
+    let text = render(&renewed(&before, stays, &figures));
     match std::fs::write(&path, &text) {
         Ok(()) => println!("\nwritten to PROMISES.md"),
         Err(error) => println!("\ncannot write {}: {error}", path.display()),
@@ -86,17 +97,15 @@ fn rows(figures: &[Figure]) -> Vec<String> {
     figures.iter().map(row).collect()
 }
 
-/// The rows of the first table with those in their places that were measured now; new ones come last.
-fn renewed(before: &str, figures: &[Figure]) -> Vec<String> {
+/// The rows of the first table that stay, with those in their places that were measured now; new ones come last.
+fn renewed(before: &str, stays: impl Fn(&str) -> bool, figures: &[Figure]) -> Vec<String> {
     let of = |row: &str| row.split(" | ").next().unwrap_or_default().to_owned();
-    let mut table: Vec<String> = before
-        .lines()
-        .skip_while(|line| !line.starts_with("| ---"))
-        .skip(1)
-        .take_while(|line| line.starts_with('|'))
-        .map(str::to_owned)
-        .collect();
-    for row in rows(figures) {
+    let new = rows(figures);
+    let table = before.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
+    let table = table.take_while(|line| line.starts_with('|')).map(str::to_owned);
+    let mut table: Vec<String> =
+        table.filter(|known| stays(known) || new.iter().any(|row| of(known) == of(row))).collect();
+    for row in new {
         match table.iter_mut().find(|known| of(known) == of(&row)) {
             Some(known) => *known = row,
             None => table.push(row),
