@@ -247,10 +247,6 @@ pub fn writes() -> Vec<Figure> {
         &machines,
         ["three servers: objects created a second, 1 client", "three servers: objects created a second, 64 clients"],
     ));
-    drop(machines);
-    for number in 1..=3 {
-        site.at_mut(number).down();
-    }
     figures
 }
 
