@@ -115,8 +115,11 @@ fn a_fenced_pod_moves_by_itself_and_never_runs_twice() {
     // On every machine: the only one that has it may be the one that dies.
     site.all().for_each(coracle_cluster_tests::machine::Machine::import_hello);
     site.at(1).apply(APP);
-    site.wait("the pod to run", |site| place(site, 1).is_some());
-    let mut at = place(&site, 1).expect("it runs");
+    let mut at = 0;
+    site.wait("the pod to run", |site| {
+        at = place(site, 1).unwrap_or(0);
+        at != 0
+    });
 
     // The agent (and the server beside it) is dead and stays so; the pod's monitor has nobody to renew its lease.
     let witness = Witness::of(&site);

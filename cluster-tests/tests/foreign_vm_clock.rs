@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use coracle_cluster_tests::vm::{self, Vm, image::Disks};
 
-/// Each time the program starts, the clock stands at the beginning first. Systemd itself believes no clock that is older than it is.
+/// Each time the program starts, the clock stands at the beginning first: systemd itself believes no clock that is older than it is.
+/// And the server's certificate is gone, so that it is signed anew in 1970, as it is when the machine has another address.
 const WAKES_IN_1970: &str = "mkdir -p /etc/systemd/system/coracle.service.d && \
-     printf '[Service]\\nExecStartPre=/bin/date --set @86400\\n' >/etc/systemd/system/coracle.service.d/clock.conf && \
+     printf '[Service]\\nExecStartPre=/bin/date --set @86400\\nExecStartPre=/bin/rm /var/lib/coracle/pki/server.crt\\n' >/etc/systemd/system/coracle.service.d/clock.conf && \
      systemctl stop systemd-timesyncd chronyd ntpd 2>/dev/null; sync";
 
 /// Pod -> its container's restarts, of those that are ready.
@@ -42,6 +43,7 @@ fn a_machine_that_wakes_in_1970_runs_its_pods() {
     vm.must(WAKES_IN_1970);
     let started = Instant::now();
     vm.cut_power();
+    vm.wait("1970", |vm| vm.must("date -u +%Y").trim() == "1970");
     vm.wait("a ready node in 1970", |vm| vm.sh("coracle get nodes").out.contains(" Ready"));
     assert_eq!(vm.must("date -u +%Y").trim(), "1970");
     vm.wait("three ready replicas again", |vm| {

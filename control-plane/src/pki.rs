@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use jiff::civil::Date;
 use rand::Rng as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -152,13 +153,11 @@ impl Authority {
     }
 
     fn leaf_params(&self, user: &str, group: &str) -> CertificateParams {
-        let mut params = base_params(user, group, LEAF_DAYS);
+        let today = today();
+        let (from, until) = leaf_life(today, birth(&self.cert_pem).unwrap_or(today));
+        let mut params = base_params(user, group, from, until);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        // As old as the authority: no clock of the cluster is believed that is before it.
-        if let Some((year, month, date)) = birth(&self.cert_pem) {
-            params.not_before = rcgen::date_time_ymd(year, month, date);
-        }
         params
     }
 
@@ -221,19 +220,26 @@ pub fn adopt(dir: &Path, cert_pem: &str, key_pem: &str) -> Result<(), PkiError> 
 }
 
 /// The day a certificate becomes valid.
-fn birth(cert_pem: &str) -> Option<(i32, u8, u8)> {
+fn birth(cert_pem: &str) -> Option<Date> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()).ok()?;
     let (_, cert) = X509Certificate::from_der(&pem.contents).ok()?;
     let at = jiff::Timestamp::from_second(cert.validity().not_before.timestamp()).ok()?;
-    let date = jiff::tz::Offset::UTC.to_datetime(at).date();
-    Some((i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs()))
+    Some(jiff::tz::Offset::UTC.to_datetime(at).date())
+}
+
+/// From when to when a leaf is valid that is signed today. It is as old as its authority, and no clock of the cluster is believed that
+/// is before that: one signed in 1970 by a machine without a battery would otherwise have ended before it began.
+fn leaf_life(today: Date, birth: Date) -> (Date, Date) {
+    (birth, after(today.max(birth), LEAF_DAYS))
 }
 
 fn make_authority(cert_path: &Path, key_path: &Path, cluster: &str) -> Result<(String, String), PkiError> {
     let name = format!("coracle-ca {cluster}");
     let bad = |source| PkiError::Sign(name.clone(), source);
     let key = KeyPair::generate().map_err(bad)?;
-    let mut params = base_params(&name, "", AUTHORITY_DAYS);
+    // A day back, for the other machines' clocks.
+    let (from, until) = (after(today(), -1), after(today(), AUTHORITY_DAYS));
+    let mut params = base_params(&name, "", from, until);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     let cert = params.self_signed(&key).map_err(bad)?;
@@ -242,7 +248,7 @@ fn make_authority(cert_path: &Path, key_path: &Path, cluster: &str) -> Result<(S
     Ok((cert.pem(), key.serialize_pem()))
 }
 
-fn base_params(user: &str, group: &str, days: i64) -> CertificateParams {
+fn base_params(user: &str, group: &str, from: Date, until: Date) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, user);
@@ -254,19 +260,20 @@ fn base_params(user: &str, group: &str, days: i64) -> CertificateParams {
     // RFC 5280 4.1.2.2: positive, at most 20 octets.
     serial[0] &= 0x7f;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    // A day back, for the other machine's clock.
-    let (year, month, date) = day(-1);
-    params.not_before = rcgen::date_time_ymd(year, month, date);
-    let (year, month, date) = day(days);
-    params.not_after = rcgen::date_time_ymd(year, month, date);
+    let [from, until] = [from, until].map(|date| {
+        rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+    });
+    (params.not_before, params.not_after) = (from, until);
     params
 }
 
-/// Year, month and day of the day `offset` days from today, UTC.
-fn day(offset: i64) -> (i32, u8, u8) {
-    let today = jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date();
-    let date = today.checked_add(jiff::Span::new().days(offset)).unwrap_or(today);
-    (i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+/// UTC.
+fn today() -> Date {
+    jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
+}
+
+fn after(date: Date, days: i64) -> Date {
+    date.checked_add(jiff::Span::new().days(days)).unwrap_or(date)
 }
 
 /// Whether a stored leaf has more than a third of its life left and carries what `subject` asks for.
@@ -373,6 +380,14 @@ mod tests {
         assert_eq!(again.cert_pem(), authority.cert_pem());
         assert_eq!(again.leaf(&subject(&["localhost"])).unwrap().cert_pem, first.cert_pem);
         assert_ne!(again.leaf(&subject(&["localhost", "box"])).unwrap().cert_pem, first.cert_pem);
+    }
+
+    #[test]
+    fn a_leaf_that_is_signed_in_1970_has_not_ended_before_it_began() {
+        let day = |text: &str| text.parse::<Date>().unwrap();
+        let life = |today| leaf_life(day(today), day("2026-11-26"));
+        assert_eq!(life("1970-01-02"), (day("2026-11-26"), day("2027-11-26")));
+        assert_eq!(life("2027-03-01"), (day("2026-11-26"), day("2028-02-29")));
     }
 
     #[test]

@@ -38,7 +38,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 /// A session that lasted so long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// Between looks at the certificate's remaining life.
-const LOOK_AT_PAPERS: Duration = Duration::from_secs(6 * 3600);
+const LOOK_AT_PAPERS: Duration = Duration::from_secs(60);
 /// How long a cluster that begins anew has to take over what runs here.
 const ORPHANS_KEPT: Duration = Duration::from_secs(60);
 /// Between reports.
