@@ -25,7 +25,8 @@ pub const EVICT_AFTER_MS: Millis = 3_000;
 /// How long a lease for fenced pods lasts, from the moment its node sent the beat that it answers.
 pub const LEASE_MS: Millis = 5_000;
 
-/// What is waited beyond the lease before a fenced pod counts as ended: clocks that run apart, and the time to kill it.
+/// What is waited beyond the lease before a fenced pod counts as ended: clocks that run apart by up to a tenth, and a second to kill
+/// it. The simulator's nodes use all of it (`cluster-tests/sim`).
 pub const FENCE_MARGIN_MS: Millis = 2_000;
 
 pub use coracle_store::FENCED;
