@@ -192,8 +192,16 @@ impl Site {
     ///
     /// # Panics
     /// It does not come within 60 s.
-    pub fn wait(&self, what: &str, mut look: impl FnMut(&Self) -> bool) {
-        let until = Instant::now() + Duration::from_secs(60);
+    pub fn wait(&self, what: &str, look: impl FnMut(&Self) -> bool) {
+        self.wait_within(Duration::from_secs(60), what, look);
+    }
+
+    /// The same with another limit.
+    ///
+    /// # Panics
+    /// It does not come in time.
+    pub fn wait_within(&self, limit: Duration, what: &str, mut look: impl FnMut(&Self) -> bool) {
+        let until = Instant::now() + limit;
         while !look(self) {
             assert!(Instant::now() < until, "waited in vain for {what}");
             std::thread::sleep(Duration::from_millis(20)); // poll

@@ -572,6 +572,15 @@ async fn the_level_rises_with_the_last_server_and_an_older_release_is_told_so() 
             reach(&[&servers[0], &servers[1]], 2).await;
         }
         servers[number - 1] = site.open(number, site.config(number)).await.unwrap();
+        if number == 1 {
+            // It goes back to what it was, and forth again.
+            for level in [2, 3] {
+                site.stop(1).await;
+                site.level.store(level, Ordering::Relaxed);
+                servers[0] = site.open(1, site.config(1)).await.unwrap();
+                servers[0].propose(create(&format!("back{level}"))).await.unwrap();
+            }
+        }
         let leader = agreed_leader(&servers.each_ref()).await;
         for (index, server) in servers.iter().enumerate() {
             server.propose(create(&format!("n{number}-{index}"))).await.unwrap();
