@@ -4,6 +4,7 @@ use coracle_net_model::overlay::{Refused, Way};
 use coracle_net_model::{Cidr, Peer, nft};
 
 use crate::firewall::Firewall;
+use crate::firewalld::Firewalld;
 use crate::handle::{Finding, NetConfig};
 use crate::links::{self, Link, Route};
 use crate::overlay::{Overlay, Underlay};
@@ -38,6 +39,7 @@ pub fn missing(bridge: &str) -> Vec<Finding> {
 pub(crate) struct Patient<'a> {
     pub(crate) config: &'a NetConfig,
     pub(crate) overlay: &'a Overlay,
+    pub(crate) firewalld: Option<&'a Firewalld>,
     pub(crate) underlay: Underlay,
     pub(crate) links: Vec<Link>,
 }
@@ -71,6 +73,17 @@ pub(crate) fn examine(
         findings.push(Finding {
             problem: format!("firewall chain {chain} drops forwarded packets that it does not know: pods reach nothing outside{others}"),
             hint: format!("accept packets from and to {link} there (Docker: in its DOCKER-USER chain)"),
+        });
+    }
+    if let Some(firewalld) = patient.firewalld
+        && firewalld.is_deaf(&firewall.chains()?)
+    {
+        let zone = firewalld.zone();
+        findings.push(Finding {
+            problem: format!(
+                "firewalld does not know the zone {zone}: it refuses what pods send, and what is for them"
+            ),
+            hint: format!("`firewall-cmd --reload` has it read /etc/firewalld/zones/{zone}.xml"),
         });
     }
     let failed = |operation: &str| {
@@ -130,7 +143,7 @@ fn overlapping_routes(patient: &Patient<'_>, routes: &[Route]) -> Vec<Finding> {
 
 /// What keeps this node or single peers out of the overlay.
 fn no_overlay(patient: &Patient<'_>) -> Vec<Finding> {
-    let Patient { config, overlay, underlay, links } = patient;
+    let Patient { config, overlay, underlay, links, .. } = patient;
     let mut findings = Vec::new();
     if let Some(own) = config.underlay.filter(|_| !underlay.present) {
         findings.push(Finding {

@@ -157,12 +157,16 @@ impl Firewall {
         &self.tables
     }
 
+    /// Everybody's chains.
+    pub(crate) fn chains(&mut self) -> Result<Vec<nft::ChainInfo>, NetError> {
+        let chains = self.socket.list(&nft::list_chains(0), |body, found| found.extend(nft::chain_info(body)));
+        chains.map_err(|source| self.error("listing chains", source))
+    }
+
     /// Base chains of others at the forward hook that drop what nobody accepts.
     pub(crate) fn dropping_forward_chains(&mut self) -> Result<Vec<String>, NetError> {
         const NF_INET_FORWARD: u32 = 2;
-        let chains = self.socket.list(&nft::list_chains(0), |body, found| found.extend(nft::chain_info(body)));
-        let chains = chains.map_err(|source| self.error("listing chains", source))?;
-        let dropping = chains.into_iter().filter(|c| c.hook == Some(NF_INET_FORWARD) && c.drops);
+        let dropping = self.chains()?.into_iter().filter(|c| c.hook == Some(NF_INET_FORWARD) && c.drops);
         Ok(dropping.filter(|c| c.table != self.layout.table).map(|c| format!("{}/{}", c.table, c.name)).collect())
     }
 

@@ -6,6 +6,7 @@
 mod doctor;
 mod error;
 mod firewall;
+mod firewalld;
 mod handle;
 mod links;
 mod namespace;

@@ -12,6 +12,7 @@ use coracle_net_model::{Desired, Layout, Peer};
 use tokio::sync::oneshot;
 
 use crate::firewall::Firewall;
+use crate::firewalld::Firewalld;
 use crate::handle::{Finding, NetConfig, NodeLink, PodLink, Report};
 use crate::links::{self, Address, Link, ROUTE_PROTOCOL};
 use crate::overlay::{Overlay, Underlay};
@@ -45,6 +46,7 @@ pub(crate) struct Owner {
     config: NetConfig,
     route: Socket,
     firewall: Firewall,
+    firewalld: Option<Firewalld>,
     sweeper: Sweeper,
     reaper: Reaper,
     overlay: Overlay,
@@ -81,10 +83,12 @@ impl Owner {
         let reaper = Reaper::start().map_err(netlink("thread for deleting links"))?;
         let local_vips = firewall.tables().local_vips().collect();
         let overlay = Overlay::new(&config);
+        let firewalld = Firewalld::here(&config.table, &[&config.bridge, overlay.device()]);
         let mut owner = Owner {
             config,
             route,
             firewall,
+            firewalld,
             sweeper,
             reaper,
             overlay,
@@ -96,6 +100,7 @@ impl Owner {
             local_vips,
         };
         owner.ensure_links()?;
+        owner.tell_firewalld();
         Ok(owner)
     }
 
@@ -139,7 +144,8 @@ impl Owner {
     /// What must be waited for is left to a thread of its own.
     fn doctor(&mut self, answer: Answer<Vec<Finding>>) {
         let examined = self.look().and_then(|(underlay, links)| {
-            let patient = doctor::Patient { config: &self.config, overlay: &self.overlay, underlay, links };
+            let (config, overlay, firewalld) = (&self.config, &self.overlay, self.firewalld.as_ref());
+            let patient = doctor::Patient { config, overlay, firewalld, underlay, links };
             doctor::examine(&patient, &mut self.route, &mut self.firewall)
         });
         let (mut findings, probe) = match examined {
@@ -173,7 +179,23 @@ impl Owner {
         });
     }
 
+    /// A firewalld that stands in the way is no reason to have no network.
+    fn tell_firewalld(&mut self) {
+        let Some(firewalld) = &mut self.firewalld else { return };
+        match firewalld.tell() {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "firewalld knows pods from its next start on"),
+            Err(error) => tracing::warn!(%error, "writing a zone for firewalld"),
+        }
+        match self.firewall.chains() {
+            Ok(chains) if firewalld.is_deaf(&chains) => firewalld.ask(),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = %coracle_base::one_line(&error), "looking for firewalld"),
+        }
+    }
+
     fn check_unasked(&mut self) {
+        self.tell_firewalld();
         let outcome = self.repair();
         let failure = outcome.as_ref().err().map(|error| coracle_base::one_line(error));
         match outcome {
@@ -413,6 +435,11 @@ impl Owner {
         let bridge = self.config.bridge.clone();
         if self.find(&bridge)?.is_some_and(|link| link.kind.as_deref() == Some("bridge")) {
             links::delete(&mut self.route, &bridge).map_err(self.netlink("deleting the bridge"))?;
+        }
+        if let Some(firewalld) = &self.firewalld
+            && let Err(error) = firewalld.forget(&self.firewall.chains()?)
+        {
+            tracing::warn!(%error, "removing the zone for firewalld");
         }
         self.firewall.remove()
     }
