@@ -11,8 +11,13 @@
 //!
 //! A deadline that has passed is acted upon before a later one is taken: what ran on without a lease may have been replaced
 //! elsewhere. While podmon itself is stopped (SIGSTOP, a frozen cgroup) nothing is killed: the kill comes first of all when it is
-//! continued. A virtual machine that is paused loses that time on the `tsc` clock; where the hypervisor hides the pause (the
-//! `kvm-clock` of a guest stopped by QEMU's monitor), the rest of the lease is still to come after it.
+//! continued.
+//!
+//! A virtual machine that is paused does not lose that time on the kernel's clocks where the hypervisor hides the pause: all of a
+//! guest's clocks but one stop with QEMU's `stop`. The one is the clock of the board (RTC), so four times a second the keeper
+//! compares it with the kernel's. When it has run ahead the machine stood still, and whatever lease is known is worth nothing: the
+//! pod is killed, and a lease that may have been granted before the pause is not taken. The board's clock counts whole seconds,
+//! so a pause of less than two is not seen.
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,6 +26,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use coracle_plan::message::lease;
 
 use crate::sys::{self, Sys, check};
+
+/// How often the board's clock is looked at.
+const LOOK_MS: u64 = 250;
+/// How far the board's clock must run ahead of the kernel's for the machine to have stood still: a second for it counts whole ones,
+/// and what a time service may bend the kernel's clock by during a lease.
+const STOOD_STILL_MS: i64 = 1_250;
+/// Where the board's clock is read without a name of its own being opened by one process at a time.
+const BOARD_CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";
 
 /// What children that are being launched look at: a page that they share with podmon, and do not copy.
 pub(crate) struct Page {
@@ -53,6 +66,41 @@ struct State {
     firsts: Vec<(i32, OwnedFd)>,
     /// A line that the keeper has not taken yet.
     line: Option<OwnedFd>,
+    board: Board,
+    /// The longest lease there was, milliseconds.
+    longest_ms: u64,
+    /// Deadlines up to here are of leases from before a pause of the machine.
+    void_ms: u64,
+}
+
+/// The board's clock, which goes on while a virtual machine is paused.
+struct Board {
+    file: Option<OwnedFd>,
+    /// By how much it was ahead of the kernel's when the present lease was taken.
+    ahead_ms: Option<i64>,
+}
+
+impl Board {
+    fn open(path: &str) -> Self {
+        Self { file: std::fs::File::open(path).ok().map(OwnedFd::from), ahead_ms: None }
+    }
+
+    /// By how much it is ahead of the kernel's clock, as far as whole seconds tell: up to one too little. Asks for no memory.
+    fn ahead_ms(&self) -> Option<i64> {
+        let mut text = [0_u8; 32];
+        // SAFETY: the buffer has the size that is given.
+        let read = unsafe { libc::pread(self.file.as_ref()?.as_raw_fd(), text.as_mut_ptr().cast(), text.len(), 0) };
+        let digits = text.get(..usize::try_from(read).ok()?)?;
+        let seconds: i64 = std::str::from_utf8(digits).ok()?.trim_end().parse().ok()?;
+        // Read after the board's: what passes in between makes the board's look late, never ahead.
+        seconds.checked_mul(1000)?.checked_sub(boot_ms().cast_signed())
+    }
+
+    /// Whether the machine stood still since the present lease was taken.
+    fn stood_still(&mut self) -> bool {
+        let Some(now) = self.ahead_ms() else { return false };
+        now - *self.ahead_ms.get_or_insert(now) > STOOD_STILL_MS
+    }
 }
 
 struct Shared {
@@ -84,7 +132,9 @@ impl Fence {
                 )))?,
             )
         };
-        let state = State { page, killed: false, cgroup_kill, firsts, line: None };
+        let board = Board::open(BOARD_CLOCK);
+        let longest_ms = until_ms.saturating_sub(boot_ms());
+        let state = State { page, killed: false, cgroup_kill, firsts, line: None, board, longest_ms, void_ms: 0 };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake });
         let (kept, started) = (shared.clone(), ready.try_clone().map_err(|_| libc::EMFILE)?);
         std::thread::Builder::new()
@@ -151,9 +201,20 @@ impl State {
         self.page.until_ms.load(Ordering::SeqCst)
     }
 
-    /// Kills the pod when its deadline has passed, once.
+    /// Kills the pod when its deadline has passed or the machine stood still, once.
     fn check(&mut self) {
-        if self.killed || boot_ms() < self.until_ms() {
+        if self.killed {
+            return;
+        }
+        if self.board.stood_still() {
+            self.board.ahead_ms = None;
+            let now = boot_ms();
+            // A lease that was on its way here begins before now and is no longer than others. A second more: no lease is as long
+            // when it comes as it was when it was asked for.
+            self.void_ms = now.saturating_add(self.longest_ms).saturating_add(1_000);
+            self.page.until_ms.store(now, Ordering::SeqCst);
+        }
+        if boot_ms() < self.until_ms() {
             return;
         }
         self.killed = true;
@@ -170,8 +231,13 @@ impl State {
 
     fn extend(&mut self, until_ms: u64) -> bool {
         self.check();
-        self.page.until_ms.fetch_max(until_ms, Ordering::SeqCst);
-        if boot_ms() < self.until_ms() {
+        let now = boot_ms();
+        if until_ms > self.void_ms {
+            self.page.until_ms.fetch_max(until_ms, Ordering::SeqCst);
+            self.longest_ms = self.longest_ms.max(until_ms.saturating_sub(now));
+            self.board.ahead_ms = self.board.ahead_ms();
+        }
+        if now < self.until_ms() {
             self.killed = false;
         }
         !self.killed
@@ -189,7 +255,8 @@ fn keep(shared: &Shared, timer: &OwnedFd) {
             let mut state = lock();
             state.check();
             line = state.line.take().or(line);
-            arm(timer, if state.killed { None } else { Some(state.until_ms()) });
+            let look_ms = if state.board.file.is_some() { boot_ms().saturating_add(LOOK_MS) } else { u64::MAX };
+            arm(timer, if state.killed { None } else { Some(state.until_ms().min(look_ms)) });
         }
         let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         // An entry of -1 is passed over.
@@ -290,5 +357,42 @@ pub(crate) fn twin(pidfd: &OwnedFd) -> Sys<OwnedFd> {
     unsafe {
         let fd = check(i64::from(libc::fcntl(pidfd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3)))?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(file: &std::path::Path, until_ms: u64) -> State {
+        let page = shared_page().expect("a page");
+        page.until_ms.store(until_ms, Ordering::SeqCst);
+        let board = Board::open(file.to_str().expect("a path"));
+        let longest_ms = until_ms - boot_ms();
+        State { page, killed: false, cgroup_kill: None, firsts: Vec::new(), line: None, board, longest_ms, void_ms: 0 }
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_has_no_lease_and_takes_none_from_before() {
+        let file = std::env::temp_dir().join(format!("board-clock-{}", std::process::id()));
+        let set = |seconds: u64| std::fs::write(&file, format!("{seconds}\n")).expect("a file");
+        let base = 1_000_000 + boot_ms() / 1000;
+        set(base);
+        let until = boot_ms() + 60_000;
+        let mut state = state(&file, until);
+        assert!(state.extend(until));
+        set(base + 1);
+        state.check();
+        assert!(!state.killed, "a second passes between two looks at a clock of seconds");
+        set(base + 3);
+        state.check();
+        assert!(state.killed, "three seconds went by that the kernel does not know of");
+        assert_eq!(state.page.kills.load(Ordering::SeqCst), 1);
+        assert!(!state.extend(until + 500), "that was granted before the pause");
+        assert!(state.extend(boot_ms() + 62_000), "that one was granted after it");
+        state.check();
+        assert!(!state.killed);
+        std::fs::remove_file(&file).expect("ours");
+        assert!(Board::open("/nowhere").ahead_ms().is_none(), "not every machine has one");
     }
 }
