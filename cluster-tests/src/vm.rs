@@ -2,6 +2,8 @@
 //! Nothing in it reaches outside: its network card ends in qemu's own restricted network.
 
 pub mod image;
+pub mod site;
+pub mod witness;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,22 +17,44 @@ use crate::machine::{Said, have};
 use image::Disks;
 
 /// What a virtual machine needs on this one.
-pub const PROGRAMS: &[&str] =
-    &["qemu-system-x86_64", "mmdebstrap", "mkfs.ext4", "modprobe", "depmod", "cpio", "busybox", "strip", "setpriv"];
+pub const PROGRAMS: &[&str] = &[
+    "qemu-system-x86_64",
+    "qemu-img",
+    "mmdebstrap",
+    "mkfs.ext4",
+    "modprobe",
+    "depmod",
+    "cpio",
+    "busybox",
+    "strip",
+    "setpriv",
+];
 
 /// Without hardware support a boot takes some twenty seconds, and several times that on a busy machine.
-const BOOT: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(300);
 /// One command; the guest ends it a little earlier by itself.
-const COMMAND: Duration = Duration::from_secs(100);
+const COMMAND: Duration = Duration::from_secs(260);
 /// What is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a machine is made of.
+struct Hardware {
+    memory_mb: u32,
+    processors: u32,
+    /// Its hostname, and the file that keeps what it changes; without them it is `debian`, and forgets.
+    own: Option<(String, PathBuf)>,
+    /// The network namespace, the link there, and the address of the card.
+    card: Option<(PathBuf, String, String)>,
+}
 
 /// A running virtual machine.
 pub struct Vm {
     qemu: Child,
+    hardware: Hardware,
     channel: UnixStream,
     folder: tempfile::TempDir,
     accelerator: &'static str,
+    begun: Instant,
     booted: Duration,
     /// What was asked, and how long the answer took.
     asked: Vec<String>,
@@ -49,26 +73,59 @@ impl Vm {
     /// It does not come up.
     #[must_use]
     pub fn boot(disks: &Disks) -> Self {
-        let accelerator = if kvm_works(disks) { "kvm" } else { "tcg,thread=multi" };
-        let folder = tempfile::Builder::new().prefix("coracle-vm-").tempdir().expect("a temporary folder");
-        let socket = folder.path().join("channel");
-        let listener = UnixListener::bind(&socket).expect("a socket");
-        let started = Instant::now();
-        let mut command = qemu(disks, accelerator, &folder.path().join("console"));
-        command.args(["-append", "console=ttyS0 root=/dev/vda systemd.show_status=no"]);
-        command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", folder.path().join("monitor").display()));
-        for disk in [&disks.root, &disks.local] {
-            command.arg("-drive").arg(format!("file={},format=raw,if=virtio,snapshot=on", disk.display()));
-        }
-        command.args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile="]);
-        command.arg("-chardev").arg(format!("socket,id=channel,path={}", socket.display()));
-        command.args(["-device", "virtio-serial", "-device", "virtserialport,chardev=channel,name=channel"]);
-        let qemu = command.spawn().expect("qemu");
-        let (channel, _) = listener.accept().expect("qemu connects");
-        let mut vm = Self { qemu, channel, folder, accelerator, booted: Duration::ZERO, asked: Vec::new() };
+        let alone = Hardware { memory_mb: 1024, processors: 2, own: None, card: None };
+        let mut vm = Self::start(disks, alone, accelerator(disks));
         vm.greeted();
-        vm.booted = started.elapsed();
         vm
+    }
+
+    /// Starts qemu; the machine is not up yet.
+    fn start(disks: &Disks, hardware: Hardware, accelerator: &'static str) -> Self {
+        let folder = tempfile::Builder::new().prefix("coracle-vm-").tempdir().expect("a temporary folder");
+        let (qemu, channel) = power_on(disks, &hardware, accelerator, folder.path());
+        let (begun, booted) = (Instant::now(), Duration::ZERO);
+        Self { qemu, hardware, channel, folder, accelerator, begun, booted, asked: Vec::new() }
+    }
+
+    /// Ends qemu as a power cut ends a machine: now.
+    ///
+    /// # Panics
+    /// It is not running.
+    pub fn kill(&mut self) {
+        self.qemu.kill().expect("qemu runs");
+        let _ = self.qemu.wait();
+        self.asked.push("(the machine was ended)".to_owned());
+    }
+
+    /// Starts a machine again that was ended. It is up when it has greeted.
+    fn restart(&mut self, disks: &Disks) {
+        (self.qemu, self.channel) = power_on(disks, &self.hardware, self.accelerator, self.folder.path());
+        self.begun = Instant::now();
+        self.asked.push("(the machine was started again)".to_owned());
+    }
+
+    /// Stops its processors; its clocks stop with them.
+    pub fn pause(&mut self) {
+        self.monitor("stop");
+    }
+
+    /// Lets its processors go on.
+    pub fn resume(&mut self) {
+        self.monitor("cont");
+    }
+
+    /// A command for qemu itself; done when this returns.
+    fn monitor(&mut self, command: &str) {
+        let mut monitor = UnixStream::connect(self.folder.path().join("monitor")).expect("qemu's monitor");
+        monitor.set_read_timeout(Some(COMMAND)).expect("a timeout");
+        monitor.write_all(format!("{command}\n").as_bytes()).expect("qemu's monitor");
+        // A prompt before the command and one after it.
+        let (mut said, mut byte) = (Vec::new(), [0]);
+        while said.windows(6).filter(|word| word == b"(qemu)").count() < 2 {
+            monitor.read_exact(&mut byte).expect("qemu's monitor answers");
+            said.push(byte[0]);
+        }
+        self.asked.push(format!("(qemu: {command})"));
     }
 
     /// Takes the power away and gives it back: what was not written to a disk is gone. Comes back when systemd has all up.
@@ -76,9 +133,8 @@ impl Vm {
     /// # Panics
     /// The machine does not come up again.
     pub fn cut_power(&mut self) {
-        let mut monitor = UnixStream::connect(self.folder.path().join("monitor")).expect("qemu's monitor");
-        monitor.write_all(b"system_reset\n").expect("qemu's monitor");
-        self.asked.push("(the power was cut)".to_owned());
+        self.begun = Instant::now();
+        self.monitor("system_reset");
         self.greeted();
     }
 
@@ -89,6 +145,7 @@ impl Vm {
         let read = self.channel.read_exact(&mut greeting);
         assert!(read.is_ok() && &greeting == b"hello\n", "no machine came up ({read:?}):\n{}", self.console());
         self.channel.set_read_timeout(Some(COMMAND)).expect("a timeout");
+        self.booted = self.begun.elapsed();
     }
 
     /// From the start of qemu to a systemd that has started our end of the channel.
@@ -203,10 +260,67 @@ impl Drop for Vm {
     }
 }
 
+/// How the guest's code runs here.
+fn accelerator(disks: &Disks) -> &'static str {
+    if kvm_works(disks) { "kvm" } else { "tcg,thread=multi" }
+}
+
+/// Starts qemu with everything; its end of our channel is connected.
+fn power_on(disks: &Disks, hardware: &Hardware, accelerator: &str, folder: &Path) -> (Child, UnixStream) {
+    let (socket, monitor) = (folder.join("channel"), folder.join("monitor"));
+    for old in [&socket, &monitor] {
+        let _ = std::fs::remove_file(old);
+    }
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let mut command = qemu(disks, hardware, accelerator, &folder.join("console"));
+    // An emulated timer may be late without being broken.
+    let mut words = "console=ttyS0 root=/dev/vda systemd.show_status=no no_timer_check".to_owned();
+    if let Some((name, _)) = &hardware.own {
+        // Two machines with one id would be one to whoever asks.
+        let id: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+        words += &format!(" systemd.hostname={name} systemd.machine_id={id:c<32}");
+    }
+    command.arg("-append").arg(words);
+    command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+    match &hardware.own {
+        // What the host's kernel has, survives the end of qemu: syncs need not reach the host's disk.
+        Some((_, layer)) => {
+            command.arg("-drive").arg(format!("file={},format=qcow2,if=virtio,cache=unsafe", layer.display()))
+        }
+        None => command.arg("-drive").arg(format!("file={},format=raw,if=virtio,snapshot=on", disks.root.display())),
+    };
+    command.arg("-drive").arg(format!("file={},format=raw,if=virtio,snapshot=on", disks.local.display()));
+    let (net, device) = match &hardware.card {
+        Some((_, tap, mac)) => (
+            format!("tap,id=net,ifname={tap},script=no,downscript=no"),
+            format!("virtio-net-pci,netdev=net,romfile=,mac={mac}"),
+        ),
+        None => ("user,id=net,restrict=on".to_owned(), "virtio-net-pci,netdev=net,romfile=".to_owned()),
+    };
+    command.arg("-netdev").arg(net).arg("-device").arg(device);
+    command.arg("-chardev").arg(format!("socket,id=channel,path={}", socket.display()));
+    command.args(["-device", "virtio-serial", "-device", "virtserialport,chardev=channel,name=channel"]);
+    let qemu = command.spawn().expect("qemu");
+    let (channel, _) = listener.accept().expect("qemu connects");
+    // A machine's processors are its own. Emulated ones that wait for their turn among a hundred compilers are late for every beat
+    // and election, so each machine is a session, whose turn the kernel gives it as a whole, and that turn comes early.
+    let _ = std::fs::write(format!("/proc/{}/autogroup", qemu.id()), "-8");
+    (qemu, channel)
+}
+
 /// qemu with the kernel, without disks; it goes when the thread that starts it goes.
-fn qemu(disks: &Disks, accelerator: &str, console: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-accel", accelerator, "-m", "1024", "-smp", "2"]);
+fn qemu(disks: &Disks, hardware: &Hardware, accelerator: &str, console: &Path) -> Command {
+    let mut command = match &hardware.card {
+        Some((namespace, ..)) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", namespace.display())).args(["--", "setpriv"]);
+            command
+        }
+        None => Command::new("setpriv"),
+    };
+    let Hardware { memory_mb, processors, .. } = hardware;
+    command.args(["--pdeathsig", "KILL", "setsid", "qemu-system-x86_64", "-accel", accelerator]);
+    command.args(["-m", &memory_mb.to_string(), "-smp", &processors.to_string()]);
     command.args(["-cpu", if accelerator == "kvm" { "host" } else { "max" }]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
@@ -222,7 +336,8 @@ fn kvm_works(disks: &Disks) -> bool {
     if !Path::new("/dev/kvm").exists() {
         return false;
     }
-    let mut command = qemu(disks, "kvm", &console);
+    let probe = Hardware { memory_mb: 256, processors: 1, own: None, card: None };
+    let mut command = qemu(disks, &probe, "kvm", &console);
     command.args(["-append", "console=ttyS0 quiet panic=-1 probe", "-no-reboot"]).stderr(Stdio::null());
     let Ok(mut probe) = command.spawn() else { return false };
     let until = Instant::now() + Duration::from_secs(5);

@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::site;
 use crate::machine::{program, programs, workspace};
 
 /// Files to boot from.
@@ -21,8 +22,9 @@ pub struct Disks {
     _folder: tempfile::TempDir,
 }
 
-/// Beyond what Debian calls essential. `coracle` itself needs none of them; systemd needs a machine it can run.
-const PACKAGES: &str = "systemd,systemd-sysv,udev,dbus,kmod,iproute2,nftables";
+/// Beyond what Debian calls essential. `coracle` itself needs none of them: systemd needs a machine it can run, and firewalld and
+/// Docker are what others may have on theirs; nobody starts these unasked.
+const PACKAGES: &str = "systemd,systemd-sysv,udev,dbus,kmod,iproute2,nftables,firewalld,docker.io";
 
 /// What stands between the kernel and the disk.
 const INITRD_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
@@ -54,6 +56,7 @@ const FILES: &[(&str, u32, &str)] = &[
         0o644,
         "[Unit]\nAfter=network-online.target\nWants=network-online.target\n\n[Service]\nExecStart=/usr/sbin/channel\n\n[Install]\nWantedBy=multi-user.target\n",
     ),
+    ("etc/docker/daemon.json", 0o644, "{\"storage-driver\": \"overlay2\"}\n"),
     (
         "usr/sbin/channel",
         0o755,
@@ -63,7 +66,7 @@ until [ -c /dev/vport*p1 ]; do sleep 0.1; done
 exec 9<>/dev/vport*p1
 echo hello >&9
 while IFS= read -r -d '' script <&9; do
-  timeout -k 1 90 bash -c \"$script\" >/run/out 2>/run/err </dev/null 9>&-
+  timeout -k 1 240 bash -c \"$script\" >/run/out 2>/run/err </dev/null 9>&-
   code=$?
   echo $code $(stat -c %s /run/out) $(stat -c %s /run/err) >&9
   cat /run/out /run/err >&9
@@ -81,7 +84,16 @@ const MASKED: &[&str] = &[
     "apt-daily-upgrade.timer",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
+    "e2scrub_reap.service",
     "fstrim.timer",
+];
+/// What their packages enable and no test has asked for.
+const DISABLED: &[&str] = &[
+    "multi-user.target.wants/docker.service",
+    "multi-user.target.wants/containerd.service",
+    "multi-user.target.wants/firewalld.service",
+    "sockets.target.wants/docker.socket",
+    "dbus-org.fedoraproject.FirewallD1.service",
 ];
 const ENABLED: &[(&str, &str)] = &[
     ("/etc/systemd/system/channel.service", "multi-user.target.wants/channel.service"),
@@ -101,7 +113,7 @@ impl Disks {
     pub fn make() -> Self {
         let suite = suite();
         let mut recipe = DefaultHasher::new();
-        (PACKAGES, INITRD_MODULES, INIT, FILES, MASKED, ENABLED).hash(&mut recipe);
+        (PACKAGES, INITRD_MODULES, INIT, FILES, MASKED, DISABLED, ENABLED).hash(&mut recipe);
         let cache = workspace().join(format!("target/vm-cache/{suite}-{:016x}", recipe.finish()));
         if !cache.exists() {
             // Another run, or one that was ended in the middle, must not be seen half done.
@@ -124,6 +136,18 @@ impl Disks {
             local,
             _folder: folder,
         }
+    }
+}
+
+impl Disks {
+    /// A file that keeps what one machine changes on its root, and which may outlive a start of it.
+    ///
+    /// # Panics
+    /// `qemu-img` fails.
+    pub(super) fn layer(&self, file: &Path) {
+        let mut image = Command::new("qemu-img");
+        image.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&self.root).arg(file);
+        run(&mut image);
     }
 }
 
@@ -157,7 +181,7 @@ fn build(suite: &str, cache: &Path) {
     run(Command::new("depmod").arg("-b").arg(&root).arg(&version));
     furnish(&root);
     initrd(&root, &version, &cache.join("initrd"));
-    disk(&root, &cache.join("root.ext4"), 1024);
+    disk(&root, &cache.join("root.ext4"), 2048);
 }
 
 /// Downloads and unpacks the newest cloud kernel; its version.
@@ -202,6 +226,9 @@ fn furnish(root: &Path) {
     };
     for name in MASKED {
         link("/dev/null", name);
+    }
+    for name in DISABLED {
+        let _ = std::fs::remove_file(units.join(name));
     }
     for (unit, name) in ENABLED {
         link(unit, name);
@@ -257,6 +284,18 @@ fn local_disk(folder: &Path, file: &Path) {
     std::fs::create_dir_all(&units).expect("a folder");
     std::fs::copy(workspace().join("packaging/coracle.service"), units.join("coracle.service")).expect("the unit");
     std::fs::copy(workspace().join("examples/hello.yaml"), folder.join("share/hello.yaml")).expect("the example");
+    // Machines that stand on one network know their addresses by their cards; one that stands alone asks qemu.
+    let cards = folder.join("lib/systemd/network");
+    std::fs::create_dir_all(&cards).expect("a folder");
+    for number in 1..=3 {
+        let text = format!(
+            "[Match]\nMACAddress={}\n\n[Network]\nAddress={}/24\nLinkLocalAddressing=no\nGateway={}\n",
+            site::mac(number),
+            site::address(number),
+            site::WITNESS
+        );
+        write(&cards.join(format!("10-vm{number}.network")), 0o644, &text);
+    }
     disk(folder, file, 256);
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a container logs to its standard output")]
 
+mod heartbeat;
 mod resolver;
 mod server;
 mod stop;
@@ -20,6 +21,10 @@ fn main() -> std::process::ExitCode {
         }
         Err(_) => 8080,
     };
+    if let Err(error) = heartbeat::begin() {
+        eprintln!("HEARTBEAT: {error}");
+        return std::process::ExitCode::from(2);
+    }
     match server::run(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {

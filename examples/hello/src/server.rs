@@ -287,7 +287,7 @@ fn fetch(address: SocketAddr, host: &str, path: &str) -> Result<String, String> 
     if status == "200" { Ok(body.to_owned()) } else { Err(format!("it answered {status}")) }
 }
 
-fn host_name() -> String {
+pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { std::env::var("HOSTNAME").unwrap_or_else(|_| "somebody".into()) } else { name.to_owned() }

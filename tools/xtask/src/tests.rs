@@ -48,7 +48,7 @@ pub fn sim(arguments: &[String]) -> Result<(), String> {
 /// The feature that builds the suites with programs of others.
 const FOREIGN: &str = "coracle-cluster-tests/foreign";
 
-/// The suites with real clients and real applications: kubectl, Debian's nginx and redis, a virtual machine with systemd, and with
+/// The suites with real clients and real applications: kubectl, Debian's nginx and redis, virtual machines with systemd, and with
 /// the release before this one.
 pub fn foreign(arguments: &[String]) -> Result<(), String> {
     let filter: Vec<&String> = arguments.iter().collect();
