@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use coracle_raft::{Raft, RaftConfig};
+use coracle_raft::{Raft, RaftConfig, Vault};
 use coracle_store::{Expect, Key, Op, View};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -27,7 +27,14 @@ const KEPT: u64 = 20;
 const DIRECTORY: &str = "CORACLE_POWERCUT_DIR";
 
 fn config(dir: &Path) -> RaftConfig {
-    RaftConfig { segment_bytes: 1 << 20, reserve_bytes: 1 << 20, snapshot_bytes: 1 << 18, ..RaftConfig::new(dir) }
+    let keys = Vault::open(&dir.join("storage.key")).expect("what seals the log");
+    RaftConfig {
+        segment_bytes: 1 << 20,
+        reserve_bytes: 1 << 20,
+        snapshot_bytes: 1 << 18,
+        keys: Some(Arc::new(keys)),
+        ..RaftConfig::new(dir)
+    }
 }
 
 fn key(lane: u64, number: u64) -> Key {

@@ -3,22 +3,26 @@
 //! ```text
 //! file   "coracle backup 1\n", a line of JSON (`Head`), the snapshot's bytes
 //! ```
+//!
+//! It holds every Secret and the authority's key. With a passphrase all of it lies in a sealed file (`passphrase`).
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use coracle_base::level::{LEVEL, Level};
-use coracle_raft::rescue::{self, Rescued};
-use coracle_raft::{Member, OpenError, Raft};
+use coracle_raft::disk::RealDisk;
+use coracle_raft::rescue::{self, Place, Rescued};
+use coracle_raft::snapshots::{SnapshotFileError, Snapshots};
+use coracle_raft::{KeyError, Member, OpenError, Raft, Vault};
 use coracle_store::{Key, Limits, Op, Transaction};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use crate::now;
+use crate::passphrase::{self, Opening, Passphrase};
 use crate::pki::{self, Authority, PkiError};
 
 const MAGIC: &str = "coracle backup 1";
@@ -93,6 +97,17 @@ pub enum BackupError {
         /// The release that made it.
         version: String,
     },
+    /// It is sealed, and nobody said with what.
+    #[error(
+        "{0} is sealed with a passphrase\nhint: give the file that holds it with --passphrase-file; without it nobody can read the backup"
+    )]
+    Sealed(PathBuf),
+    /// What is in it cannot be written down.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotFileError),
+    /// Nothing can be sealed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The folder is in use, or holds a cluster.
     #[error(
         "{0} holds a cluster already\nhint: stop it with `coracle down` and move the folder's `log` and `pki` away, or name another --data-dir"
@@ -114,8 +129,30 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) 
 /// A backup on its way out. Its file goes when this does.
 pub(crate) struct Ready {
     head: Vec<u8>,
-    file: PathBuf,
+    snapshot: Option<Part>,
     folder: PathBuf,
+}
+
+/// The snapshot of a backup, on this disk for a moment: sealed with a key that ends with this process.
+struct Part {
+    snapshots: Snapshots,
+    index: u64,
+    bytes: u64,
+}
+
+impl Part {
+    /// Calls with each part of it, until it is told to stop.
+    fn each(&self, mut take: impl FnMut(&[u8]) -> bool) -> Result<(), SnapshotFileError> {
+        let mut offset = 0;
+        while offset < self.bytes {
+            let part = self.snapshots.part(self.index, offset, (self.bytes - offset).min(PART as u64))?;
+            if !take(&part) {
+                break;
+            }
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Ready {
@@ -128,10 +165,15 @@ impl Drop for Ready {
 pub(crate) fn begin(raft: &Raft, authority: &Authority, scratch: &Path) -> Result<Ready, BackupError> {
     let folder = scratch.join(uuid::Uuid::new_v4().to_string());
     std::fs::create_dir_all(&folder).map_err(file_error("create", &folder))?;
-    let mut ready = Ready { head: Vec::new(), file: PathBuf::new(), folder };
+    let mut ready = Ready { head: Vec::new(), snapshot: None, folder };
     let view = raft.view();
-    let (file, saved) = raft.save_to(&ready.folder)?;
-    let sha256 = hash(&file)?;
+    let (snapshots, saved) = raft.save_to(&ready.folder, Some(Arc::new(Vault::ephemeral()?)))?;
+    let part = Part { snapshots, index: saved.reach.last.index, bytes: saved.bytes };
+    let mut sha = Sha256::new();
+    part.each(|bytes| {
+        sha.update(bytes);
+        true
+    })?;
     let head = Head {
         cluster: format!("{:032x}", raft.identity().cluster),
         created: now::rfc3339(),
@@ -139,14 +181,14 @@ pub(crate) fn begin(raft: &Raft, authority: &Authority, scratch: &Path) -> Resul
         level: view.level(),
         revision: view.revision(),
         objects: view.len(),
-        snapshot: file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        snapshot: Snapshots::name(part.index),
         bytes: saved.bytes,
-        sha256,
+        sha256: hex(&sha.finalize()),
         ca: authority.cert_pem().to_owned(),
-        ca_key: authority.key_pem()?,
+        ca_key: authority.key_pem().to_owned(),
     };
     ready.head = format!("{MAGIC}\n{}\n", serde_json::to_string(&head).unwrap_or_default()).into_bytes();
-    ready.file = file;
+    ready.snapshot = Some(part);
     Ok(ready)
 }
 
@@ -157,90 +199,82 @@ impl Ready {
         if !part(&self.head) {
             return;
         }
-        let sent = std::fs::File::open(&self.file).and_then(|mut file| {
-            let mut buffer = vec![0; PART];
-            loop {
-                match file.read(&mut buffer)? {
-                    0 => return Ok(()),
-                    count if !part(&buffer[..count]) => return Ok(()),
-                    _ => {}
-                }
-            }
-        });
-        if let Err(error) = sent {
-            let _ = sender.blocking_send(Err(error.to_string()));
+        if let Some(snapshot) = &self.snapshot
+            && let Err(error) = snapshot.each(part)
+        {
+            let _ = sender.blocking_send(Err(coracle_base::one_line(&error)));
         }
     }
 }
 
-fn hash(path: &Path) -> Result<String, BackupError> {
-    let mut file = std::fs::File::open(path).map_err(file_error("read", path))?;
-    let (mut sha, mut buffer) = (Sha256::new(), vec![0; PART]);
-    loop {
-        match file.read(&mut buffer).map_err(file_error("read", path))? {
-            0 => return Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            count => sha.update(&buffer[..count]),
-        }
-    }
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads a backup's head and checks that all of it is there and as it was written; where a folder is given, the snapshot is put
-/// there. Blocks.
+/// Reads a backup's head and checks that all of it is there and as it was written; a sealed one opens with its passphrase. Blocks.
 ///
 /// # Errors
-/// It is not whole, or a file cannot be read or written.
-pub fn check(path: &Path, unpack: Option<&Path>) -> Result<Head, BackupError> {
+/// It is not whole, is sealed, or cannot be read.
+pub fn check(path: &Path, passphrase: Option<&Passphrase>) -> Result<Head, BackupError> {
+    read(path, passphrase, |_, _, _| Ok(()))
+}
+
+/// The same; each part of the snapshot is given with its offset.
+fn read(
+    path: &Path,
+    passphrase: Option<&Passphrase>,
+    mut take: impl FnMut(&Head, u64, &[u8]) -> Result<(), BackupError>,
+) -> Result<Head, BackupError> {
     let damaged = |what: &str| BackupError::Damaged { path: path.to_owned(), what: what.to_owned() };
-    let mut input = BufReader::new(std::fs::File::open(path).map_err(file_error("read", path))?);
-    let mut line = |limit: u64| {
-        let mut text = String::new();
-        (&mut input).take(limit).read_line(&mut text).map_err(file_error("read", path))?;
-        Ok::<_, BackupError>(text)
-    };
-    if line(64)?.trim_end() != MAGIC {
+    let file = std::fs::File::open(path).map_err(file_error("read", path))?;
+    let mut input: Box<dyn BufRead> = Box::new(BufReader::new(file));
+    let mut first = line(&mut input, 64, path)?;
+    if first.trim_end() == passphrase::MAGIC {
+        let passphrase = passphrase.ok_or_else(|| BackupError::Sealed(path.to_owned()))?;
+        let opening = Opening::begin(input, passphrase).map_err(|error| damaged(&error.to_string()))?;
+        input = Box::new(BufReader::with_capacity(PART, opening));
+        first = line(&mut input, 64, path)?;
+    }
+    if first.trim_end() != MAGIC {
         return Err(damaged("it does not begin like one"));
     }
-    let head: Head = serde_json::from_str(&line(MAX_HEAD)?).map_err(|_| damaged("its head cannot be read"))?;
+    let text = line(&mut input, MAX_HEAD, path)?;
+    let head: Head = serde_json::from_str(&text).map_err(|_| damaged("its head cannot be read"))?;
     if head.level > LEVEL {
         return Err(BackupError::Newer { path: path.to_owned(), found: head.level, version: head.version });
     }
-    let plain =
-        head.snapshot.strip_suffix(".snapshot").is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-    if !plain {
-        return Err(damaged("its head names no snapshot"));
-    }
-    let mut out = match unpack {
-        Some(folder) => {
-            let target = folder.join(&head.snapshot);
-            let mut options = std::fs::OpenOptions::new();
-            let file = options.write(true).create_new(true).mode(0o600).open(&target);
-            Some((file.map_err(file_error("create", &target))?, target))
-        }
-        None => None,
-    };
     let (mut sha, mut bytes, mut buffer) = (Sha256::new(), 0_u64, vec![0; PART]);
     loop {
-        let count = input.read(&mut buffer).map_err(file_error("read", path))?;
+        let count = input.read(&mut buffer).map_err(|error| unread(error, path))?;
         if count == 0 {
             break;
         }
         sha.update(&buffer[..count]);
+        take(&head, bytes, &buffer[..count])?;
         bytes += count as u64;
-        if let Some((file, target)) = &mut out {
-            file.write_all(&buffer[..count]).map_err(file_error("write", target))?;
-        }
     }
     if bytes != head.bytes {
         return Err(damaged(&format!("{bytes} of {} bytes are there", head.bytes)));
     }
-    let found: String = sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    if found != head.sha256 {
+    if hex(&sha.finalize()) != head.sha256 {
         return Err(damaged("its checksum does not match"));
     }
-    if let Some((file, target)) = &out {
-        file.sync_all().map_err(file_error("write", target))?;
-    }
     Ok(head)
+}
+
+fn line(input: &mut dyn BufRead, limit: u64, path: &Path) -> Result<String, BackupError> {
+    let mut text = Vec::new();
+    input.take(limit).read_until(b'\n', &mut text).map_err(|error| unread(error, path))?;
+    String::from_utf8(text)
+        .map_err(|_| BackupError::Damaged { path: path.to_owned(), what: "it does not begin like one".to_owned() })
+}
+
+/// What a sealed file says of itself comes through its reader.
+fn unread(source: std::io::Error, path: &Path) -> BackupError {
+    match source.kind() {
+        std::io::ErrorKind::Other => BackupError::Damaged { path: path.to_owned(), what: source.to_string() },
+        _ => file_error("read", path)(source),
+    }
 }
 
 /// What the state of a new life holds beside that of the old one.
@@ -264,23 +298,68 @@ fn marker() -> Vec<Transaction> {
 /// Makes a data folder from a backup: a cluster of one, of the same name and authority. Blocks.
 ///
 /// # Errors
-/// The folder holds a cluster; the backup is not whole; the disk refused.
-pub fn restore(file: &Path, data_dir: &Path, member: Member) -> Result<(Head, Rescued), BackupError> {
+/// The folder holds a cluster; the backup is not whole, or sealed; the disk refused.
+pub fn restore(
+    file: &Path,
+    passphrase: Option<&Passphrase>,
+    data_dir: &Path,
+    member: Member,
+) -> Result<(Head, Rescued), BackupError> {
     if data_dir.join("log").join("identity").exists() {
         return Err(BackupError::NotEmpty(data_dir.to_owned()));
     }
     let scratch = data_dir.join("restore.tmp");
     let _ = std::fs::remove_dir_all(&scratch);
-    std::fs::create_dir_all(&scratch).map_err(file_error("create", &scratch))?;
-    let head = check(file, Some(&scratch))?;
-    let damaged = |what: &str| BackupError::Damaged { path: file.to_owned(), what: what.to_owned() };
-    let cluster = u128::from_str_radix(&head.cluster, 16).map_err(|_| damaged("the cluster's name is no number"))?;
-    pki::adopt(&data_dir.join("pki"), &head.ca, &head.ca_key)?;
-    let snapshot = scratch.join(&head.snapshot);
-    let log = data_dir.join("log");
-    let rescued = rescue::restore(&snapshot, cluster, &log, member, marker(), Limits::default())?;
+    let restored = unpack_and_restore(file, passphrase, data_dir, &scratch, member);
     let _ = std::fs::remove_dir_all(&scratch);
+    restored
+}
+
+fn unpack_and_restore(
+    file: &Path,
+    passphrase: Option<&Passphrase>,
+    data_dir: &Path,
+    scratch: &Path,
+    member: Member,
+) -> Result<(Head, Rescued), BackupError> {
+    let damaged = |what: &str| BackupError::Damaged { path: file.to_owned(), what: what.to_owned() };
+    let number =
+        |head: &Head| u128::from_str_radix(&head.cluster, 16).map_err(|_| damaged("the cluster's name is no number"));
+    std::fs::create_dir_all(scratch).map_err(file_error("create", scratch))?;
+    let disk = Arc::new(RealDisk::open(scratch).map_err(file_error("open", scratch))?);
+    let once = Arc::new(Vault::ephemeral()?);
+    let mut unpacked: Option<Snapshots> = None;
+    let head = read(file, passphrase, |head, offset, bytes| {
+        let cluster = number(head)?;
+        let made = || Snapshots::new(disk.clone(), cluster, Some(once.clone()));
+        let received = unpacked.get_or_insert_with(made).receive(offset, bytes);
+        received.map_err(|error| BackupError::Snapshot(error.into()))
+    })?;
+    let index = head.snapshot.strip_suffix(".snapshot").and_then(|name| name.parse().ok());
+    let (Some(index), Some(unpacked)) = (index, unpacked) else {
+        return Err(damaged("its head names no snapshot"));
+    };
+    unpacked.received(index, Limits::default())?;
+    pki::adopt(&data_dir.join("pki"), &head.ca, &head.ca_key)?;
+    let place = place(data_dir, data_dir.join("log"), member)?;
+    let rescued = rescue::restore(&unpacked, index, number(&head)?, place)?;
     Ok((head, rescued))
+}
+
+fn place(data_dir: &Path, directory: PathBuf, member: Member) -> Result<Place, BackupError> {
+    let keys = Some(pki::storage_keys(&data_dir.join("pki"))?);
+    Ok(Place { directory, keys, member, also: marker(), limits: Limits::default() })
+}
+
+/// The name of a log folder that was before a recovery begins with this.
+const KEPT: &str = "log.before-recovery-";
+
+/// Whether one is kept beside the log in use.
+pub(crate) fn is_kept_beside(log: &Path) -> bool {
+    let found = log.parent().and_then(|data_dir| std::fs::read_dir(data_dir).ok());
+    found.is_some_and(|mut found| {
+        found.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(KEPT)))
+    })
 }
 
 /// Makes a server's log folder that of a cluster of one, when the other servers are lost for good. The old folder is kept beside it;
@@ -291,8 +370,8 @@ pub fn restore(file: &Path, data_dir: &Path, member: Member) -> Result<(Head, Re
 pub fn recover(data_dir: &Path, member: Member) -> Result<(PathBuf, Rescued), BackupError> {
     let (log, new) = (data_dir.join("log"), data_dir.join("log.new"));
     let _ = std::fs::remove_dir_all(&new);
-    let rescued = rescue::recover(&log, &new, member, marker(), Limits::default())?;
-    let kept = data_dir.join(format!("log.before-recovery-{}", now::ms()));
+    let rescued = rescue::recover(&log, place(data_dir, new.clone(), member)?)?;
+    let kept = data_dir.join(format!("{KEPT}{}", now::ms()));
     std::fs::rename(&log, &kept).map_err(file_error("rename", &log))?;
     std::fs::rename(&new, &log).map_err(file_error("rename", &new))?;
     let folder = std::fs::File::open(data_dir).and_then(|folder| folder.sync_all());

@@ -12,6 +12,7 @@ pub mod kubeconfig;
 mod leader;
 mod memory;
 mod now;
+pub mod passphrase;
 mod peers;
 pub mod pki;
 pub mod server;
@@ -20,5 +21,6 @@ pub mod sessions;
 
 pub use coracle_protocol::PROTOCOL;
 pub use coracle_raft::Member;
+pub use coracle_raft::vault as storage;
 pub use leader::Work;
 pub use memory::ServerStatus;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_api::{BoxFuture, Memory, ProposeError, Proposed};
 use coracle_base::{Generation, Release, Revision};
-use coracle_raft::{Member, OpenError, Peers, Raft, RaftConfig};
+use coracle_raft::{Member, OpenError, Peers, Raft, RaftConfig, Vault};
 use coracle_store::{Event, Transaction, View};
 use tokio::sync::watch;
 
@@ -146,6 +146,8 @@ pub fn check_unused(dir: &Path) -> Result<(), MemoryError> {
 pub(crate) struct LogPlan<'a> {
     pub dir: &'a Path,
     pub segment_bytes: u64,
+    /// What seals it.
+    pub keys: Arc<Vault>,
     /// This server, as others know it.
     pub member: Member,
     /// The cluster it belongs to, and where its servers are; `None` for one that makes a cluster, or made it.
@@ -160,13 +162,24 @@ pub(crate) async fn open(
     plan: LogPlan<'_>,
     peers: Arc<dyn Peers>,
 ) -> Result<(Arc<dyn Memory>, LogHandle), MemoryError> {
-    let LogPlan { dir, segment_bytes, member, join } = plan;
+    let LogPlan { dir, segment_bytes, keys, member, join } = plan;
+    // Whoever looks at what was before a recovery needs the keys of then.
+    if crate::backup::is_kept_beside(dir) {
+        keys.hold_all();
+    }
     let known = dir.join("identity").exists();
     let identity = join.as_ref().filter(|_| !known);
     let identity = identity.map(|(cluster, _)| coracle_raft::Identity { node: rand::random(), cluster: *cluster });
     let join = join.map(|(_, servers)| servers);
-    let config =
-        RaftConfig { segment_bytes, reserve_bytes: segment_bytes, member, identity, join, ..RaftConfig::new(dir) };
+    let config = RaftConfig {
+        segment_bytes,
+        reserve_bytes: segment_bytes,
+        keys: Some(keys),
+        member,
+        identity,
+        join,
+        ..RaftConfig::new(dir)
+    };
     let raft = Raft::open_among(config, peers).await?;
     Ok(over(raft))
 }

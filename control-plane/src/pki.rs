@@ -2,12 +2,17 @@
 //!
 //! The authority is made at first start and lives ten years; leaves live one year and are signed anew at a start when a
 //! third of their life or less is left, or when the names they must carry have changed.
+//!
+//! The authority's key lies sealed with this server's storage key (`STORAGE_KEYS`), which also seals its log. The keys of leaves are
+//! plain files with mode 0600: each is worth one machine and a year at most.
 
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use coracle_raft::{KeyError, Vault};
 use jiff::civil::Date;
 use rand::Rng as _;
 use rcgen::{
@@ -18,6 +23,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The group of agents.
 pub const NODES: &str = "system:nodes";
+/// The file below `DATA/pki` of the keys that seal what this server stores.
+pub const STORAGE_KEYS: &str = "storage.key";
 /// The group of servers.
 pub const SERVERS: &str = "system:servers";
 
@@ -51,6 +58,9 @@ pub enum PkiError {
         /// The file that does not.
         missing: PathBuf,
     },
+    /// What is stored sealed cannot be opened, or nothing can be sealed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The stored authority does not parse.
     #[error("the certificate authority in {0} cannot be read")]
     Authority(PathBuf, #[source] rcgen::Error),
@@ -93,7 +103,9 @@ pub struct Subject {
 /// The authority, ready to sign.
 pub struct Authority {
     dir: PathBuf,
+    keys: Arc<Vault>,
     cert_pem: String,
+    key_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -107,21 +119,22 @@ impl Authority {
     /// Loads the authority of `dir`, or makes one when there is none yet. `cluster` goes into its name.
     ///
     /// # Errors
-    /// Files that cannot be read or written, an authority that is half there.
+    /// Files that cannot be read or written, an authority that is half there, or sealed with a key that is not.
     pub fn open(dir: &Path, cluster: &str) -> Result<Self, PkiError> {
         make_dir(dir)?;
+        let keys = storage_keys(dir)?;
         let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
         let (cert, key) = (read(&cert_path)?, read(&key_path)?);
         let (cert_pem, key_pem) = match (cert, key) {
-            (Some(cert), Some(key)) => (cert, key),
+            (Some(cert), Some(key)) => (cert, open_key(&keys, &key_path, key)?),
             (Some(_), None) => return Err(PkiError::Half { found: cert_path, missing: key_path }),
             // The key is written first: alone it is the trace of a start that was cut short, and has signed nothing.
-            (None, _) => make_authority(&cert_path, &key_path, cluster)?,
+            (None, _) => make_authority(&keys, &cert_path, &key_path, cluster)?,
         };
         let bad = |source| PkiError::Authority(dir.to_owned(), source);
         let key = KeyPair::from_pem(&key_pem).map_err(bad)?;
         let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(bad)?;
-        Ok(Self { dir: dir.to_owned(), cert_pem, issuer })
+        Ok(Self { dir: dir.to_owned(), keys, cert_pem, key_pem, issuer })
     }
 
     /// The authority's certificate, PEM: what clients trust.
@@ -130,13 +143,16 @@ impl Authority {
         &self.cert_pem
     }
 
-    /// The authority's private key, PEM: for a server that joins.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn key_pem(&self) -> Result<String, PkiError> {
-        let path = self.dir.join("ca.key");
-        std::fs::read_to_string(&path).map_err(|source| PkiError::File { action: "read", path, source })
+    /// The authority's private key, PEM: for a server that joins, and for backups.
+    #[must_use]
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// What seals this server's files.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<Vault> {
+        &self.keys
     }
 
     /// A certificate for the key of a signing request. Only the key counts: who its holder is says the caller.
@@ -215,8 +231,31 @@ pub fn request(user: &str) -> Result<(String, String), PkiError> {
 /// The files cannot be written.
 pub fn adopt(dir: &Path, cert_pem: &str, key_pem: &str) -> Result<(), PkiError> {
     make_dir(dir)?;
-    write(&dir.join("ca.key"), key_pem)?;
+    write(&dir.join("ca.key"), &storage_keys(dir)?.seal_text(key_pem)?)?;
     write(&dir.join("ca.crt"), cert_pem)
+}
+
+/// The keys that seal what this server stores, from `DATA/pki`.
+///
+/// # Errors
+/// Their file cannot be read.
+pub fn storage_keys(dir: &Path) -> Result<Arc<Vault>, PkiError> {
+    Ok(Arc::new(Vault::open(&dir.join(STORAGE_KEYS))?))
+}
+
+/// The authority's key of what its file says; one that an older release wrote plain, or that an older key seals, is sealed anew.
+fn open_key(keys: &Vault, path: &Path, stored: String) -> Result<String, PkiError> {
+    let opened = keys.open_text(&stored, &path.display().to_string())?;
+    let sealed_with = opened.as_ref().map(|(_, id)| *id);
+    let key_pem = opened.map_or(stored, |(text, _)| text);
+    if sealed_with.is_none() || sealed_with != keys.in_use() {
+        let written = keys.seal_text(&key_pem).map_err(PkiError::from).and_then(|sealed| write(path, &sealed));
+        // A full disk keeps no server from starting.
+        if let Err(error) = written {
+            tracing::warn!(error = %coracle_base::one_line(&error), "the authority's key is not sealed anew");
+        }
+    }
+    Ok(key_pem)
 }
 
 /// The day a certificate becomes valid.
@@ -233,7 +272,12 @@ fn leaf_life(today: Date, birth: Date) -> (Date, Date) {
     (birth, after(today.max(birth), LEAF_DAYS))
 }
 
-fn make_authority(cert_path: &Path, key_path: &Path, cluster: &str) -> Result<(String, String), PkiError> {
+fn make_authority(
+    keys: &Vault,
+    cert_path: &Path,
+    key_path: &Path,
+    cluster: &str,
+) -> Result<(String, String), PkiError> {
     let name = format!("coracle-ca {cluster}");
     let bad = |source| PkiError::Sign(name.clone(), source);
     let key = KeyPair::generate().map_err(bad)?;
@@ -243,7 +287,7 @@ fn make_authority(cert_path: &Path, key_path: &Path, cluster: &str) -> Result<(S
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     let cert = params.self_signed(&key).map_err(bad)?;
-    write(key_path, &key.serialize_pem())?;
+    write(key_path, &keys.seal_text(&key.serialize_pem())?)?;
     write(cert_path, &cert.pem())?;
     Ok((cert.pem(), key.serialize_pem()))
 }
@@ -396,6 +440,37 @@ mod tests {
         Authority::open(dir.path(), "test").unwrap();
         std::fs::remove_file(dir.path().join("ca.key")).unwrap();
         assert!(matches!(Authority::open(dir.path(), "test"), Err(PkiError::Half { .. })));
+    }
+
+    #[test]
+    fn the_authoritys_key_lies_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), "test").unwrap();
+        let (path, key_pem) = (dir.path().join("ca.key"), authority.key_pem().to_owned());
+        assert!(key_pem.contains("PRIVATE KEY"));
+        let sealed = || !std::fs::read_to_string(&path).unwrap().contains("PRIVATE KEY");
+        assert!(sealed());
+        assert_eq!(Authority::open(dir.path(), "test").unwrap().key_pem(), key_pem);
+        // One that an older release wrote.
+        std::fs::write(&path, &key_pem).unwrap();
+        assert_eq!(Authority::open(dir.path(), "test").unwrap().key_pem(), key_pem);
+        assert!(sealed());
+        // With a new storage key it is sealed with that.
+        let before = std::fs::read_to_string(&path).unwrap();
+        let (id, _) = coracle_raft::vault::rotate(&dir.path().join(STORAGE_KEYS)).unwrap();
+        assert_eq!(Authority::open(dir.path(), "test").unwrap().key_pem(), key_pem);
+        let after = std::fs::read_to_string(&path).unwrap();
+        assert!(after != before && after.contains(&format!("{id:016x}")));
+        // As a machine that joins as a server gets it.
+        let other = tempfile::tempdir().unwrap();
+        adopt(other.path(), authority.cert_pem(), &key_pem).unwrap();
+        assert!(!std::fs::read_to_string(other.path().join("ca.key")).unwrap().contains("PRIVATE KEY"));
+        assert_eq!(Authority::open(other.path(), "test").unwrap().key_pem(), key_pem);
+
+        std::fs::remove_file(dir.path().join(STORAGE_KEYS)).unwrap();
+        let refused = Authority::open(dir.path(), "test").unwrap_err().to_string();
+        assert!(refused.contains("ca.key is sealed") && refused.contains(STORAGE_KEYS), "{refused}");
+        assert!(!dir.path().join(STORAGE_KEYS).exists());
     }
 
     #[test]

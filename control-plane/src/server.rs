@@ -170,6 +170,7 @@ pub async fn start(config: ServerConfig, drain: DrainWatch) -> Result<ServerHand
     let plan = LogPlan {
         dir: &config.data_dir.join("log"),
         segment_bytes: config.log_segment_bytes,
+        keys: papers.authority.keys().clone(),
         member: member(&config, peer_address.port()),
         join: joins(&config)?,
     };

@@ -1,12 +1,14 @@
 //! `coracle backup`, `restore` and `recover`: what a cluster is worth is kept elsewhere, and comes back.
 
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use coracle_control_plane::Member;
 use coracle_control_plane::backup::{self, BackupError};
+use coracle_control_plane::passphrase::{Passphrase, Sealing};
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::json;
@@ -19,11 +21,14 @@ use crate::{output, preflight};
 /// Write the whole cluster into a file
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  coracle backup /mnt/backups/coracle-$(date +%F).backup\n\nThe file holds every object, Secrets too, and the key of the cluster's authority: keep it as you keep passwords.\nVolumes and images are not in it.\n\nExit codes: 0 written and checked, 1 failed"
+    after_help = "Example:\n  coracle backup /mnt/backups/coracle-$(date +%F).backup\n\nThe file holds every object, Secrets too, and the key of the cluster's authority: keep it as you keep passwords, or seal it\nwith --passphrase-file and keep the passphrase elsewhere. Volumes and images are not in it.\n\nExit codes: 0 written and checked, 1 failed"
 )]
 pub struct Backup {
     /// Where to write it; a file that is there is replaced when the new one is whole
     file: PathBuf,
+    /// Seal it with the first line of this file; whoever loses that line cannot read the backup
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
     /// `json`: what it holds, as an object
     #[arg(short, long, value_enum, default_value = "table")]
     output: output::Format,
@@ -37,6 +42,9 @@ pub struct Backup {
 pub struct Restore {
     /// The backup
     file: PathBuf,
+    /// The passphrase it was sealed with is the first line of this file
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
     /// Only look whether it is whole
     #[arg(long)]
     check: bool,
@@ -64,21 +72,26 @@ pub struct Recover {
 /// # Errors
 /// The cluster gives none, it does not come whole, or the file cannot be written.
 pub async fn run(client: &Client, verb: &Backup) -> Result<(), Failure> {
+    let passphrase = passphrase(verb.passphrase_file.as_deref())?;
     let temp = verb.file.with_extension("partial");
     let written = async {
-        let bad = |error: std::io::Error| Failure::failed(format!("cannot write {}: {error}", temp.display()));
+        let bad = |error: io::Error| Failure::failed(format!("cannot write {}: {error}", temp.display()));
         let _ = std::fs::remove_file(&temp);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(bad)?;
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(bad)?;
+        let mut out = match &passphrase {
+            None => Out::Plain(file),
+            Some(passphrase) => Out::Sealed(Box::new(Sealing::begin(file, passphrase).map_err(bad)?)),
+        };
         let mut answer =
             client.stream(Method::GET, "/coracle.dev/v1/backup", "application/octet-stream", None).await?.into_body();
         while let Some(frame) = answer.frame().await {
             let frame = frame.map_err(|error| Failure::failed(format!("the backup broke off: {error}")))?;
             if let Some(bytes) = frame.data_ref() {
-                file.write_all(bytes).map_err(bad)?;
+                out.write_all(bytes).map_err(bad)?;
             }
         }
-        file.sync_all().map_err(bad)?;
-        let head = backup::check(&temp, None).map_err(|error| Failure::from_error(&error))?;
+        out.finish().and_then(|file| file.sync_all()).map_err(bad)?;
+        let head = backup::check(&temp, passphrase.as_ref()).map_err(|error| Failure::from_error(&error))?;
         std::fs::rename(&temp, &verb.file).map_err(bad)?;
         Ok::<_, Failure>(head)
     };
@@ -100,9 +113,48 @@ pub async fn run(client: &Client, verb: &Backup) -> Result<(), Failure> {
             head.revision,
             head.bytes / 1024
         ));
-        output::note("it holds Secrets and the key of the cluster's authority: keep it as you keep passwords");
+        output::note(if passphrase.is_some() {
+            "it is sealed: keep the passphrase elsewhere than the backup"
+        } else {
+            "it holds Secrets and the key of the cluster's authority: keep it as you keep passwords"
+        });
     }
     Ok(())
+}
+
+fn passphrase(file: Option<&Path>) -> Result<Option<Passphrase>, Failure> {
+    file.map(Passphrase::read).transpose().map_err(Failure::usage)
+}
+
+/// A backup's file.
+enum Out {
+    Plain(File),
+    Sealed(Box<Sealing<File>>),
+}
+
+impl Out {
+    fn finish(self) -> io::Result<File> {
+        match self {
+            Self::Plain(file) => Ok(file),
+            Self::Sealed(sealing) => sealing.finish(),
+        }
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => file.write(bytes),
+            Self::Sealed(sealing) => sealing.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(file) => file.flush(),
+            Self::Sealed(sealing) => sealing.flush(),
+        }
+    }
 }
 
 /// Runs `restore`.
@@ -111,8 +163,9 @@ pub async fn run(client: &Client, verb: &Backup) -> Result<(), Failure> {
 /// The backup is not whole, the folder is not empty, or the disk refuses.
 pub fn restore(data_dir: &Path, verb: &Restore) -> Result<(), Failure> {
     let bad = |error: BackupError| Failure::from_error(&error);
+    let passphrase = passphrase(verb.passphrase_file.as_deref())?;
     if verb.check {
-        let head = backup::check(&verb.file, None).map_err(bad)?;
+        let head = backup::check(&verb.file, passphrase.as_ref()).map_err(bad)?;
         if verb.output == output::Format::Json {
             output::line(&output::json(
                 &json!({"created": head.created, "objects": head.objects, "revision": head.revision}),
@@ -126,7 +179,7 @@ pub fn restore(data_dir: &Path, verb: &Restore) -> Result<(), Failure> {
         return Ok(());
     }
     preflight::root("sudo coracle restore ...")?;
-    let (head, rescued) = backup::restore(&verb.file, data_dir, member(data_dir)?).map_err(bad)?;
+    let (head, rescued) = backup::restore(&verb.file, passphrase.as_ref(), data_dir, member(data_dir)?).map_err(bad)?;
     if verb.output == output::Format::Json {
         output::line(&output::json(
             &json!({"created": head.created, "objects": rescued.objects, "epoch": rescued.epoch}),

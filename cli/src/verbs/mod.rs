@@ -14,6 +14,7 @@ pub mod join;
 pub mod kubeconfig;
 pub mod leave;
 pub mod logs;
+pub mod rotate;
 pub mod scale;
 pub mod status;
 pub mod token;

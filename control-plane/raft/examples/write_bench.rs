@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use coracle_raft::{Raft, RaftConfig};
+use coracle_raft::{Raft, RaftConfig, Vault};
 use coracle_store::{Key, Op, Transaction};
 use serde_json::json;
 
@@ -84,14 +84,19 @@ async fn idle(raft: &Raft) -> Result<(), Box<dyn std::error::Error>> {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::args().nth(1).map_or_else(std::env::temp_dir, Into::into);
     let dir = dir.join(format!("coracle-write-bench-{}", std::process::id()));
-    let raft = Raft::open(RaftConfig::new(&dir)).await?;
+    // Sealed, as a server's is.
+    let config = || {
+        let keys = Arc::new(Vault::open(&dir.join("storage.key"))?);
+        Ok::<_, coracle_raft::KeyError>(RaftConfig { keys: Some(keys), ..RaftConfig::new(&dir) })
+    };
+    let raft = Raft::open(config()?).await?;
     idle(&raft).await?;
     for clients in [1, 64] {
         measure(&raft, clients).await?;
     }
     raft.shutdown().await;
     let begun = Instant::now();
-    let raft = Raft::open(RaftConfig::new(&dir)).await?;
+    let raft = Raft::open(config()?).await?;
     println!("{}", json!({"reopen_ms": begun.elapsed().as_secs_f64() * 1e3, "objects": raft.metrics().objects}));
     raft.shutdown().await;
     std::fs::remove_dir_all(&dir)?;

@@ -21,6 +21,7 @@ use crate::members::{Member, Members};
 use crate::membership::Health;
 use crate::peers::{Caller, NoPeers, PeerError, Peers};
 use crate::snapshots::{SnapshotFileError, Snapshots};
+use crate::vault::{KeyError, Vault};
 use crate::wal::{Log, LogConfig, Pace, Space, WalError, Writer};
 use crate::wire::{Answer, Request};
 
@@ -64,6 +65,8 @@ pub struct RaftConfig {
     pub reserve_bytes: u64,
     /// A snapshot is taken after this many bytes of log, or twice the last snapshot's size when that is more.
     pub snapshot_bytes: u64,
+    /// What seals log and snapshots; `None`: they are plain, for simulations.
+    pub keys: Option<Arc<Vault>>,
     /// Where the log lies; `None`: below `dir`. For tests of what a failing disk does.
     pub log_disk: Option<Arc<dyn Disk>>,
     /// Where snapshots lie; `None`: below `dir`. For the same tests.
@@ -86,6 +89,7 @@ impl RaftConfig {
             segment_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
             snapshot_bytes: 32 << 20,
+            keys: None,
             log_disk: None,
             snapshot_disk: None,
             pace: None,
@@ -136,6 +140,9 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// Keys cannot be read or written.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Another process uses the same identity.
     #[error(
         "the server of this data directory runs already, at {address}: the directory has been copied\nhint: a new server joins the cluster with an empty data directory; to move a server, stop it where it is first"
@@ -707,7 +714,7 @@ fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
     refuse_newer(identity::level(&config.dir)?)?;
     let disk = |name: &str| open_directory(&config.dir.join(name)).map(|disk| disk as Arc<dyn Disk>);
     let snapshot_disk = config.snapshot_disk.clone().map_or_else(|| disk("snapshots"), Ok)?;
-    let snapshots = Snapshots::new(snapshot_disk, identity.cluster).inline(config.pace.is_some());
+    let snapshots = Snapshots::new(snapshot_disk, identity.cluster, config.keys.clone()).inline(config.pace.is_some());
     let loaded = snapshots.load(config.limits)?;
     if let Some((_, store)) = &loaded {
         refuse_newer(store.view().level())?;
@@ -726,7 +733,14 @@ fn load(config: RaftConfig) -> Result<Loaded, OpenError> {
             directory
         }
     };
-    let log = Log::open(log_disk, log_config).map_err(|error| error.below(&config.dir.join("log")))?;
+    let log = Log::open_sealed(log_disk, log_config, config.keys.clone())
+        .map_err(|error| error.below(&config.dir.join("log")))?;
+    if let Some(keys) = &config.keys {
+        keys.ready()?;
+        let mut used = snapshots.node_keys()?;
+        used.extend(log.node_keys());
+        keys.keep(&used)?;
+    }
     let reached = loaded.as_ref().map(|(saved, _)| saved.reach.last.index);
     let index = log.index();
     let index = index.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,8 @@
 //! The replicated log: segmented write-ahead log, consensus adapter, batching of proposals, snapshots.
 //!
 //! `Raft` is what a server holds. Below it: `batch` makes entries of proposals, `adapter` drives the consensus library,
-//! `wal` makes entries and votes durable, `snapshots` keeps the state's files, `disk` is all any of them asks of the system.
+//! `wal` makes entries and votes durable, `snapshots` keeps the state's files, `vault` seals both, `disk` is all any of them asks of the
+//! system.
 #![forbid(unsafe_code)]
 
 mod adapter;
@@ -17,7 +18,9 @@ mod members;
 mod membership;
 mod peers;
 pub mod rescue;
+mod sealed;
 pub mod snapshots;
+pub mod vault;
 pub mod wal;
 mod wire;
 
@@ -29,4 +32,5 @@ pub use identity::{Identity, IdentityError, Lock};
 pub use members::{Member, Members};
 pub use membership::Health;
 pub use peers::{Carried, Message, NoPeers, PeerError, Peers};
+pub use vault::{KeyError, Vault};
 pub use wal::Space;

@@ -15,6 +15,7 @@ use crate::handle::{OpenError, Raft, system};
 use crate::identity::{Identity, Lock, load_or_make};
 use crate::members::{Member, Members};
 use crate::snapshots::{Reach, Saved, Snapshots};
+use crate::vault::Vault;
 use crate::wal::{Ballot, Log, LogConfig, Payload, Position, Record};
 
 /// The log's first segment holds one vote; the next ones are as the server's configuration says.
@@ -36,40 +37,43 @@ pub struct Rescued {
 }
 
 impl Raft {
-    /// Writes the state of this moment, whole and checked, as a snapshot file into an empty directory; returns the file. Blocks.
+    /// Writes the state of this moment, whole and checked, as a snapshot into an empty directory, sealed with these keys; returns where it
+    /// is. Blocks.
     ///
     /// # Errors
     /// The disk refused, or there is no state yet.
-    pub fn save_to(&self, directory: &Path) -> Result<(PathBuf, Saved), OpenError> {
+    pub fn save_to(&self, directory: &Path, keys: Option<Arc<Vault>>) -> Result<(Snapshots, Saved), OpenError> {
         let disk = Arc::new(RealDisk::open(directory).map_err(system("open the backup's directory"))?);
         let nothing = || system("take a backup")(std::io::Error::other("there is no state yet"));
         let (reach, frozen) = self.inner().shared.snapshot_now().ok_or_else(nothing)?;
-        let snapshots = Snapshots::new(disk, self.identity().cluster);
+        let snapshots = Snapshots::new(disk, self.identity().cluster, keys);
         let saved = snapshots.write(&reach, &frozen)?;
-        Ok((directory.join(Snapshots::name(saved.reach.last.index)), saved))
+        Ok((snapshots, saved))
     }
 }
 
-/// Makes the directory of a cluster of one from a snapshot file that `Raft::save_to` wrote. Blocks.
+/// Where a new life of a cluster is made.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The log's directory.
+    pub directory: PathBuf,
+    /// What seals it.
+    pub keys: Option<Arc<Vault>>,
+    /// Its server.
+    pub member: Member,
+    /// What is written beside what there was.
+    pub also: Vec<Transaction>,
+    /// Bounds of the store.
+    pub limits: Limits,
+}
+
+/// Makes the directory of a cluster of one from a snapshot that `Raft::save_to` wrote. Blocks.
 ///
 /// # Errors
-/// The directory holds a log already; the file is damaged or of another cluster; the disk refused.
-pub fn restore(
-    file: &Path,
-    cluster: u128,
-    directory: &Path,
-    member: Member,
-    also: Vec<Transaction>,
-    limits: Limits,
-) -> Result<Rescued, OpenError> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    let disk = Arc::new(RealDisk::open(folder).map_err(system("open the backup's directory"))?);
-    let index = file
-        .file_name()
-        .and_then(|name| name.to_str()?.strip_suffix(".snapshot")?.parse().ok())
-        .ok_or_else(|| system("read the backup")(std::io::Error::other("its name is not that of a snapshot")))?;
-    let (saved, store) = Snapshots::new(disk, cluster).read(index, limits)?;
-    begin(directory, cluster, member, saved.reach.last, 0, store, also)
+/// The directory holds a log already; the snapshot is damaged or of another cluster; the disk refused.
+pub fn restore(from: &Snapshots, index: u64, cluster: u128, place: Place) -> Result<Rescued, OpenError> {
+    let (saved, store) = from.read(index, place.limits)?;
+    begin(place, cluster, saved.reach.last, 0, store)
 }
 
 /// Makes a directory of a cluster of one from what a server's directory holds: the newest snapshot and every entry of the log,
@@ -77,13 +81,8 @@ pub fn restore(
 ///
 /// # Errors
 /// A server works in the old directory; snapshot or log are damaged; the disk refused.
-pub fn recover(
-    old: &Path,
-    directory: &Path,
-    member: Member,
-    also: Vec<Transaction>,
-    limits: Limits,
-) -> Result<Rescued, OpenError> {
+pub fn recover(old: &Path, place: Place) -> Result<Rescued, OpenError> {
+    let limits = place.limits;
     let _lock = Lock::take(old)?;
     if !old.join("identity").exists() {
         return Err(system("read the log")(std::io::Error::other("there is none in this folder")));
@@ -94,10 +93,11 @@ pub fn recover(
             .map(|disk| Arc::new(disk) as Arc<dyn Disk>)
             .map_err(system("open the log's directory"))
     };
-    let loaded = Snapshots::new(disk("snapshots")?, identity.cluster).load(limits)?;
+    let loaded = Snapshots::new(disk("snapshots")?, identity.cluster, place.keys.clone()).load(limits)?;
     let config =
         LogConfig { cluster: identity.cluster, node: identity.node, segment_bytes: 64 << 20, reserve_bytes: 0 };
-    let log = Log::open(disk("log")?, config).map_err(|error| error.below(&old.join("log")))?;
+    let log =
+        Log::open_sealed(disk("log")?, config, place.keys.clone()).map_err(|error| error.below(&old.join("log")))?;
     let (mut last, mut store) = match loaded {
         Some((saved, store)) => (saved.reach.last, store),
         None => (Position::default(), Store::new(limits)),
@@ -124,18 +124,12 @@ pub fn recover(
         last = entry.at;
     }
     drop(index);
-    begin(directory, identity.cluster, member, last, end.saturating_sub(committed), store, also)
+    begin(place, identity.cluster, last, end.saturating_sub(committed), store)
 }
 
-fn begin(
-    directory: &Path,
-    cluster: u128,
-    member: Member,
-    last: Position,
-    unsure: u64,
-    mut store: Store,
-    also: Vec<Transaction>,
-) -> Result<Rescued, OpenError> {
+fn begin(place: Place, cluster: u128, last: Position, unsure: u64, mut store: Store) -> Result<Rescued, OpenError> {
+    let Place { directory, keys, member, also, .. } = place;
+    let directory = directory.as_path();
     let _lock = Lock::take(directory)?;
     if directory.join("identity").exists() {
         return Err(system("begin anew")(std::io::Error::other(format!(
@@ -156,11 +150,11 @@ fn begin(
     let reach = Reach { last, members_at: Some(last), members };
     let folder = directory.join("snapshots");
     let disk = Arc::new(RealDisk::open(&folder).map_err(system("make the snapshots' directory"))?);
-    Snapshots::new(disk, cluster).write(&reach, &store.freeze())?;
+    Snapshots::new(disk, cluster, keys.clone()).write(&reach, &store.freeze())?;
     // The next term is a newer one: what the last leader wrote is below it.
     let disk = Arc::new(RealDisk::open(&directory.join("log")).map_err(system("make the log's directory"))?);
     let config = LogConfig { cluster, node: identity.node, segment_bytes: FIRST_SEGMENT, reserve_bytes: 0 };
-    let mut log = Log::open(disk, config).map_err(|error| error.below(&directory.join("log")))?;
+    let mut log = Log::open_sealed(disk, config, keys).map_err(|error| error.below(&directory.join("log")))?;
     log.commit(&[Record::Ballot(Ballot { term: last.term, node: last.node, committed: true })])?;
     drop(log);
     // Last: with it the directory is a server's.

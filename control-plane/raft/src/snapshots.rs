@@ -1,22 +1,29 @@
 //! Snapshot files: written whole beside the log, checked by chunk and as a whole, the last two kept.
 //!
+//! On disk they are sealed (`sealed`, format 2); what is in a sealed one, and what goes to other servers, is plain:
+//!
 //! ```text
 //! file   head (4096 bytes: "CORASNAP", format u16, cluster u128, position, membership's position, members, crc32c u32),
 //!        { length u32, crc32c u32, chunk }, 0 u32, sha256 of everything before (32 bytes)
 //! ```
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_store::codec::{CodecError, Reader, Writer};
 use coracle_store::{Frozen, Limits, Restore, SnapshotError, Store};
 use sha2::{Digest, Sha256};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::members::Members;
+use crate::sealed::{self, Input, Output, Unreadable};
+use crate::vault::{KeyError, Vault};
 use crate::wal::{Position, WalError};
 
 const MAGIC: &[u8; 8] = b"CORASNAP";
+/// Of a plain snapshot, and of what is in a sealed one.
 const FORMAT: u16 = 1;
+const SEALED: u16 = 2;
 const HEAD: usize = 4096;
 const CHUNK: usize = 1 << 20;
 const TEMPORARY: &str = "snapshot.tmp";
@@ -64,7 +71,7 @@ pub enum SnapshotFileError {
     Foreign(String),
     /// It was written by a newer release.
     #[error(
-        "snapshot {file} has format {found}, this release reads up to {FORMAT}\nhint: start the release that wrote it, or a newer one"
+        "snapshot {file} has format {found}, this release reads up to {SEALED}\nhint: start the release that wrote it, or a newer one"
     )]
     Format {
         /// The file.
@@ -89,13 +96,17 @@ pub struct Snapshots {
     disk: Arc<dyn Disk>,
     cluster: u128,
     inline: bool,
+    /// What seals new ones; `None`: they are plain.
+    keys: Option<Arc<Vault>>,
+    /// The one that another server sends.
+    receiving: Arc<Mutex<Option<Output>>>,
 }
 
 impl Snapshots {
-    /// Over this directory.
+    /// Over this directory, sealed with these keys.
     #[must_use]
-    pub fn new(disk: Arc<dyn Disk>, cluster: u128) -> Self {
-        Self { disk, cluster, inline: false }
+    pub fn new(disk: Arc<dyn Disk>, cluster: u128, keys: Option<Arc<Vault>>) -> Self {
+        Self { disk, cluster, inline: false, keys, receiving: Arc::default() }
     }
 
     /// With `inline` nothing is done on other threads: for simulations.
@@ -113,6 +124,62 @@ impl Snapshots {
         }
         let snapshots = self.clone();
         tokio::task::spawn_blocking(move || work(&snapshots)).await
+    }
+
+    fn begin(&self, name: &'static str) -> Result<Output, WalError> {
+        let file = self.disk.create(name).map_err(WalError::io("create", name))?;
+        Output::begin(file, name, (*MAGIC, SEALED), self.cluster, self.keys.as_deref())
+    }
+
+    fn open(&self, name: &str) -> Result<Input, SnapshotFileError> {
+        let file = self.disk.open(name).map_err(WalError::io("open", name))?;
+        let size = file.size().map_err(WalError::io("measure", name))?;
+        let Some(head) = self.sealed_head(name)? else { return Ok(Input::plain(file, name.to_owned(), size)) };
+        if head.cluster != self.cluster {
+            return Err(SnapshotFileError::Foreign(name.to_owned()));
+        }
+        let what = format!("snapshot {name}");
+        let key = match &self.keys {
+            Some(keys) => keys.unwrap(&head.key, &what).map_err(WalError::from)?,
+            None => return Err(WalError::from(KeyError::NoKeys(what)).into()),
+        };
+        let early = || SnapshotFileError::Damaged { file: name.to_owned(), what: "it ends early".to_owned() };
+        Input::sealed(file, name.to_owned(), size, &head, key).ok_or_else(early)
+    }
+
+    /// The head of a sealed one; `None` for what is plain, or no snapshot at all.
+    fn sealed_head(&self, name: &str) -> Result<Option<sealed::Head>, SnapshotFileError> {
+        let file = self.disk.open(name).map_err(WalError::io("open", name))?;
+        let size = file.size().map_err(WalError::io("measure", name))?;
+        let mut bytes = vec![0; size.min(sealed::HEAD as u64) as usize];
+        file.read_at(&mut bytes, 0).map_err(WalError::io("read", name))?;
+        let format = bytes.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk());
+        if format != Some(&SEALED.to_le_bytes()) {
+            return Ok(None);
+        }
+        let damaged = |what: &str| SnapshotFileError::Damaged { file: name.to_owned(), what: what.to_owned() };
+        let head = sealed::Head::read(&bytes).map_err(|_| damaged("its head ends early"))?;
+        head.map(Some).ok_or_else(|| damaged("its head's checksum does not match"))
+    }
+
+    /// The names of the node keys that snapshots are sealed with.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn node_keys(&self) -> Result<BTreeSet<u64>, SnapshotFileError> {
+        let mut ids = BTreeSet::new();
+        for index in self.indexes()? {
+            match self.sealed_head(&name(index)) {
+                Ok(head) => ids.extend(head.map(|head| head.key.id)),
+                Err(SnapshotFileError::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ids)
+    }
+
+    fn receiving(&self) -> MutexGuard<'_, Option<Output>> {
+        self.receiving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a snapshot and drops all but the last two. Blocks.
@@ -138,8 +205,7 @@ impl Snapshots {
     }
 
     fn write_temporary(&self, reach: &Reach, state: &Frozen) -> Result<u64, SnapshotFileError> {
-        let file = self.disk.create(TEMPORARY).map_err(WalError::io("create", TEMPORARY))?;
-        let mut out = Out { file: &*file, at: 0, hash: Sha256::new() };
+        let mut out = Out { file: self.begin(TEMPORARY)?, hash: Sha256::new() };
         out.write(&self.head(reach).map_err(SnapshotFileError::Encode)?)?;
         for chunk in state.chunks(CHUNK) {
             let chunk = chunk.map_err(SnapshotFileError::Encode)?;
@@ -152,8 +218,7 @@ impl Snapshots {
         out.write(&0_u32.to_le_bytes())?;
         let hash = out.hash.clone().finalize();
         out.write(&hash)?;
-        file.sync().map_err(WalError::io("sync", TEMPORARY))?;
-        Ok(out.at)
+        Ok(out.file.finish()?)
     }
 
     fn head(&self, reach: &Reach) -> Result<Vec<u8>, CodecError> {
@@ -204,36 +269,36 @@ impl Snapshots {
         format!("{index:020}.snapshot")
     }
 
-    /// The size of a snapshot, in bytes.
+    /// The size of a snapshot, in plain bytes.
     ///
     /// # Errors
     /// There is none of this index, or the disk fails.
-    pub fn size(&self, index: u64) -> Result<u64, WalError> {
-        let name = name(index);
-        let file = self.disk.open(&name).map_err(WalError::io("open", &name))?;
-        file.size().map_err(WalError::io("measure", &name))
+    pub fn size(&self, index: u64) -> Result<u64, SnapshotFileError> {
+        Ok(self.open(&name(index))?.size)
     }
 
-    /// A part of a snapshot's file. Blocks.
+    /// A part of a snapshot, plain. Blocks.
     ///
     /// # Errors
-    /// There is none of this index, it is shorter, or the disk fails.
-    pub fn part(&self, index: u64, offset: u64, length: u64) -> Result<Vec<u8>, WalError> {
+    /// There is none of this index, it is shorter, damaged, or the disk fails.
+    pub fn part(&self, index: u64, offset: u64, length: u64) -> Result<Vec<u8>, SnapshotFileError> {
         let name = name(index);
-        let file = self.disk.open(&name).map_err(WalError::io("open", &name))?;
-        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-        file.read_at(&mut bytes, offset).map_err(WalError::io("read", &name))?;
-        Ok(bytes)
+        let file = self.open(&name)?;
+        let mut input = In { file, name: &name, at: offset, hash: Sha256::new() };
+        input.read(usize::try_from(length).unwrap_or(0))
     }
 
     /// Takes in a part of a snapshot that another server sends, in order from the beginning. Blocks.
     ///
     /// # Errors
-    /// The disk fails.
+    /// The disk fails, or the part is not the next one.
     pub fn receive(&self, offset: u64, bytes: &[u8]) -> Result<(), WalError> {
-        let file = if offset == 0 { self.disk.create(RECEIVED) } else { self.disk.open(RECEIVED) };
-        let file = file.map_err(WalError::io("create", RECEIVED))?;
-        file.write_at(bytes, offset).map_err(WalError::io("write", RECEIVED))
+        let mut receiving = self.receiving();
+        if offset == 0 {
+            *receiving = Some(self.begin(RECEIVED)?);
+        }
+        let missed = || WalError::io("go on with", RECEIVED)(std::io::Error::other("a part is missing"));
+        receiving.as_mut().filter(|out| out.at == offset).ok_or_else(missed)?.write(bytes)
     }
 
     /// What has been received is a whole snapshot of this cluster: it is checked, and becomes the one of its index. Blocks.
@@ -241,13 +306,14 @@ impl Snapshots {
     /// # Errors
     /// It is damaged, of another cluster or another index, or the disk fails.
     pub fn received(&self, index: u64, limits: Limits) -> Result<Saved, SnapshotFileError> {
+        if let Some(out) = self.receiving().take() {
+            out.finish()?;
+        }
         let (saved, _) = self.read_file(RECEIVED, limits)?;
         if saved.reach.last.index != index {
             let what = format!("it reaches to entry {}, not to {index}", saved.reach.last.index);
             return Err(SnapshotFileError::Damaged { file: RECEIVED.to_owned(), what });
         }
-        let file = self.disk.open(RECEIVED).map_err(WalError::io("open", RECEIVED))?;
-        file.sync().map_err(WalError::io("sync", RECEIVED))?;
         let name = name(index);
         self.disk.rename(RECEIVED, &name).map_err(WalError::io("rename", RECEIVED))?;
         self.disk.sync_names().map_err(WalError::io("sync the directory of", &name))?;
@@ -293,9 +359,9 @@ impl Snapshots {
     }
 
     fn read_file(&self, file_name: &str, limits: Limits) -> Result<(Saved, Store), SnapshotFileError> {
-        let file = self.disk.open(file_name).map_err(WalError::io("open", file_name))?;
-        let bytes = file.size().map_err(WalError::io("measure", file_name))?;
-        let mut input = In { file: &*file, name: file_name, at: 0, size: bytes, hash: Sha256::new() };
+        let file = self.open(file_name)?;
+        let bytes = file.size;
+        let mut input = In { file, name: file_name, at: 0, hash: Sha256::new() };
         let reach = self.read_head(&input.read(HEAD)?, file_name)?;
         let mut restore = Restore::new();
         let refused = |source| SnapshotFileError::Restore { file: file_name.to_owned(), source };
@@ -358,36 +424,35 @@ fn name(index: u64) -> String {
     Snapshots::name(index)
 }
 
-struct Out<'a> {
-    file: &'a dyn DiskFile,
-    at: u64,
+struct Out {
+    file: Output,
     hash: Sha256,
 }
 
-impl Out<'_> {
+impl Out {
     fn write(&mut self, bytes: &[u8]) -> Result<(), WalError> {
-        self.file.write_at(bytes, self.at).map_err(WalError::io("write", TEMPORARY))?;
         self.hash.update(bytes);
-        self.at += bytes.len() as u64;
-        Ok(())
+        self.file.write(bytes)
     }
 }
 
 struct In<'a> {
-    file: &'a dyn DiskFile,
+    file: Input,
     name: &'a str,
     at: u64,
-    size: u64,
     hash: Sha256,
 }
 
 impl In<'_> {
     fn read(&mut self, length: usize) -> Result<Vec<u8>, SnapshotFileError> {
-        if length as u64 > self.size.saturating_sub(self.at) {
+        if length as u64 > self.file.size.saturating_sub(self.at) {
             return Err(self.damaged("it ends early"));
         }
         let mut bytes = vec![0; length];
-        self.file.read_at(&mut bytes, self.at).map_err(WalError::io("read", self.name))?;
+        self.file.read_at(&mut bytes, self.at).map_err(|error| match error {
+            Unreadable::Disk(error) => error.into(),
+            Unreadable::Damaged => self.damaged("a block does not open with the file's key: it was changed"),
+        })?;
         self.hash.update(&bytes);
         self.at += length as u64;
         Ok(bytes)

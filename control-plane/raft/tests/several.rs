@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use common::{Hooked, Tiny, fill};
+use common::{Hooked, Tiny, fill, keys};
+use coracle_raft::rescue::Place;
 use coracle_raft::{
     Carried, Identity, Member, Message, OpenError, PeerError, Peers, ProposeError, Raft, RaftConfig, Release, Space,
+    Vault,
 };
 use coracle_store::{Key, Op, Transaction};
 use serde_json::json;
@@ -84,13 +86,16 @@ impl Site {
 
     fn config(&self, number: usize) -> RaftConfig {
         let member = Member { address: address(number), name: format!("m{number}"), api_port: 6443 };
+        let dir = self.directory.path().join(format!("m{number}"));
         RaftConfig {
             member,
             release: self.release(),
+            // Every server seals with a key of its own.
+            keys: Some(keys(&dir)),
             segment_bytes: 1 << 20,
             reserve_bytes: 1 << 20,
             snapshot_bytes: 64 << 10,
-            ..RaftConfig::new(self.directory.path().join(format!("m{number}")))
+            ..RaftConfig::new(dir)
         }
     }
 
@@ -174,6 +179,16 @@ fn create(name: &str) -> Transaction {
 
 fn has(raft: &Raft, name: &str) -> bool {
     raft.view().find("configmaps", "default", name).is_some()
+}
+
+fn place(config: &RaftConfig) -> Place {
+    Place {
+        directory: config.dir.clone(),
+        keys: config.keys.clone(),
+        member: config.member.clone(),
+        also: vec![],
+        limits: config.limits,
+    }
 }
 
 async fn shut(servers: impl IntoIterator<Item = Raft>) {
@@ -413,7 +428,8 @@ async fn a_cluster_begins_anew_from_a_backup_or_from_one_of_its_servers() {
     }
     second.read_barrier().await.unwrap();
     let backup = site.directory.path().join("backup");
-    let (file, saved) = second.save_to(&backup).unwrap();
+    let once = Some(Arc::new(Vault::ephemeral().unwrap()));
+    let (file, saved) = second.save_to(&backup, once).unwrap();
     assert!(saved.reach.last.index >= 40);
     first.propose(create("later")).await.unwrap();
     until("the third has it", || has(&third, "later")).await;
@@ -423,10 +439,8 @@ async fn a_cluster_begins_anew_from_a_backup_or_from_one_of_its_servers() {
     }
     drop([first, second, third]);
 
-    let limits = coracle_store::Limits::default();
     let config = RaftConfig { ..site.config(4) };
-    let rescued =
-        coracle_raft::rescue::restore(&file, site.cluster, &config.dir, config.member.clone(), vec![], limits).unwrap();
+    let rescued = coracle_raft::rescue::restore(&file, saved.reach.last.index, site.cluster, place(&config)).unwrap();
     let restored = site.open(4, config).await.unwrap();
     assert!(restored.is_leader() && has(&restored, "c39") && !has(&restored, "later"));
     assert!(restored.view().epoch() > before.epoch && restored.view().epoch() == rescued.epoch);
@@ -439,7 +453,9 @@ async fn a_cluster_begins_anew_from_a_backup_or_from_one_of_its_servers() {
     // Two of three are lost for good: the third one's directory.
     let config = site.config(5);
     let old = site.config(3).dir;
-    let rescued = coracle_raft::rescue::recover(&old, &config.dir, config.member.clone(), vec![], limits).unwrap();
+    // It is this server's own folder, and its own keys.
+    let config = RaftConfig { keys: Some(keys(&old)), ..config };
+    let rescued = coracle_raft::rescue::recover(&old, place(&config)).unwrap();
     println!("{rescued:?}");
     let recovered = site.open(5, config).await.unwrap();
     assert!(recovered.is_leader() && has(&recovered, "later") && has(&recovered, "c0"));

@@ -213,10 +213,9 @@ fn start_servers(folder: &Path, count: usize) -> Result<Vec<Server>, String> {
         let data = folder.join(format!("server{number}"));
         let join = servers.first().map(|first| (first.cluster.clone(), first.peer().to_string()));
         if let Some(first) = servers.first() {
-            let pki_of = |name: &str| std::fs::read_to_string(first.plan.data.join("pki").join(name));
-            let (cert, key) =
-                pki_of("ca.crt").and_then(|cert| Ok((cert, pki_of("ca.key")?))).map_err(|error| error.to_string())?;
-            pki::adopt(&data.join("pki"), &cert, &key).map_err(|error| error.to_string())?;
+            let authority = Authority::open(&first.plan.data.join("pki"), "sim").map_err(|error| error.to_string())?;
+            let adopted = pki::adopt(&data.join("pki"), authority.cert_pem(), authority.key_pem());
+            adopted.map_err(|error| error.to_string())?;
         }
         servers.push(Server::start(Plan { data, ip, api_port: free_port(ip)?, peer_port: free_port(ip)?, join })?);
     }

@@ -3,6 +3,7 @@
 use coracle_store::codec::{CodecError, Reader, Writer};
 
 use super::{Record, SECTOR};
+use crate::vault::{DataKey, NONCE, TAG, random};
 
 /// Bytes before the payload.
 pub(super) const HEADER: usize = 24;
@@ -13,6 +14,20 @@ const MAGIC: [u8; 4] = [0xfe, 0xc0, 0xac, 0xff];
 /// Frames larger than this are not ours: a length field gone wild.
 const MOST: u64 = 1 << 30;
 
+/// What of the header is bound to the records: the number, and the crc of the frame before.
+const SEALED_WITH: std::ops::Range<usize> = 8..20;
+
+/// Why there is no frame.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EncodeError {
+    /// A record is too long.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// Nothing can be sealed.
+    #[error(transparent)]
+    Key(#[from] crate::vault::KeyError),
+}
+
 /// A frame ready to be written, padded to whole sectors.
 pub(super) struct Encoded {
     pub bytes: Vec<u8>,
@@ -21,10 +36,17 @@ pub(super) struct Encoded {
     pub starts: Vec<usize>,
 }
 
-pub(super) fn encode(number: u64, before: u32, records: &[Record]) -> Result<Encoded, CodecError> {
+/// With a key the records are sealed.
+pub(super) fn encode(
+    number: u64,
+    before: u32,
+    records: &[Record],
+    key: Option<&DataKey>,
+) -> Result<Encoded, EncodeError> {
     let mut out = Writer::new();
-    for byte in [0; HEADER] {
-        out.u8(byte);
+    out.raw(&[0; HEADER]);
+    if key.is_some() {
+        out.raw(&random::<NONCE>()?);
     }
     let mut starts = Vec::with_capacity(records.len());
     for record in records {
@@ -32,11 +54,19 @@ pub(super) fn encode(number: u64, before: u32, records: &[Record]) -> Result<Enc
         record.write(&mut out)?;
     }
     let mut bytes = out.into_bytes();
-    let length = u32::try_from(bytes.len() - HEADER).map_err(|_| CodecError::TooLong("a frame"))?;
+    let tag = if key.is_some() { TAG } else { 0 };
+    let length = u32::try_from(bytes.len() + tag - HEADER).map_err(|_| CodecError::TooLong("a frame"))?;
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4..8].copy_from_slice(&length.to_le_bytes());
     bytes[8..16].copy_from_slice(&number.to_le_bytes());
     bytes[16..20].copy_from_slice(&before.to_le_bytes());
+    if let Some(key) = key {
+        let (head, payload) = bytes.split_at_mut(HEADER);
+        let (nonce, message) = payload.split_at_mut(NONCE);
+        let nonce = nonce.first_chunk().copied().unwrap_or_default();
+        let tag = key.seal(nonce, &head[SEALED_WITH], message)?;
+        bytes.extend_from_slice(&tag);
+    }
     let crc = checksum(&bytes);
     bytes[20..24].copy_from_slice(&crc.to_le_bytes());
     bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0);
@@ -77,6 +107,16 @@ pub(super) fn checksum(frame: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&frame[..20]), &frame[HEADER..])
 }
 
+/// Opens a whole frame where it lies: header and records are left. `None`: it is not what was sealed.
+pub(super) fn open(frame: &mut Vec<u8>, key: &DataKey) -> Option<()> {
+    let (head, payload) = frame.split_at_mut_checked(HEADER)?;
+    let (nonce, sealed) = payload.split_at_mut_checked(NONCE)?;
+    let length = key.open(*nonce.first_chunk()?, &head[SEALED_WITH], sealed)?;
+    frame.copy_within(HEADER + NONCE..HEADER + NONCE + length, HEADER);
+    frame.truncate(HEADER + length);
+    Some(())
+}
+
 /// The records of a payload, each with its offset in the frame.
 pub(super) fn records(frame: &[u8]) -> Result<Vec<(usize, Record)>, CodecError> {
     let mut input = Reader::new(&frame[HEADER..]);
@@ -101,7 +141,7 @@ mod tests {
             Record::Truncate(None),
             Record::Truncate(Some(4)),
         ];
-        let encoded = encode(5, 77, &records_in).unwrap();
+        let encoded = encode(5, 77, &records_in, None).unwrap();
         let head = Head::read(&encoded.bytes).unwrap();
         let used = HEADER + head.length as usize;
         assert_eq!((head.number, head.before, head.span()), (5, 77, encoded.bytes.len() as u64));
@@ -117,5 +157,27 @@ mod tests {
             };
             assert!(noticed, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_sealed_frame_opens_in_its_place_only() {
+        let key = DataKey::new(&[3; 32]).unwrap();
+        let records_in = vec![Record::Truncate(Some(4)), Record::Truncate(None)];
+        let encoded = encode(5, 77, &records_in, Some(&key)).unwrap();
+        let head = Head::read(&encoded.bytes).unwrap();
+        let frame = encoded.bytes[..HEADER + head.length as usize].to_vec();
+        assert_eq!(checksum(&frame), head.crc);
+        let mut plain = frame.clone();
+        open(&mut plain, &key).unwrap();
+        let read: Vec<_> = records(&plain).unwrap().into_iter().map(|(_, record)| record).collect();
+        assert_eq!(read, records_in);
+        assert!(open(&mut frame.clone(), &DataKey::new(&[4; 32]).unwrap()).is_none());
+        // Somebody who knows how checksums are made changes it, moves it, or puts it behind another one.
+        for at in (8..20).chain(HEADER..frame.len()) {
+            let mut changed = frame.clone();
+            changed[at] ^= 1;
+            assert!(open(&mut changed, &key).is_none(), "byte {at}");
+        }
+        assert_ne!(encode(5, 77, &records_in, Some(&key)).unwrap().bytes, encoded.bytes, "no nonce is used twice");
     }
 }

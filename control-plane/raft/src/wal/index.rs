@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::frame::{self, HEADER};
 use super::segment::{self, Found, Segment};
 use super::{Ballot, Entry, Position, Record, WalError};
 use crate::disk::DiskFile;
+use crate::vault::DataKey;
 
 /// Where one entry stands.
 #[derive(Debug, Clone, Copy)]
@@ -17,11 +17,18 @@ pub(super) struct Place {
     pub length: u32,
 }
 
+/// A segment's file, and the key of what is in it.
+#[derive(Debug, Clone)]
+pub(super) struct Opened {
+    pub file: Arc<dyn DiskFile>,
+    pub key: Option<Arc<DataKey>>,
+}
+
 /// What the log holds, without the entries themselves.
 #[derive(Debug, Clone, Default)]
 pub struct Index {
     pub(super) places: VecDeque<Place>,
-    pub(super) files: BTreeMap<u64, Arc<dyn DiskFile>>,
+    pub(super) files: BTreeMap<u64, Opened>,
     /// The first entry of what is left of the log, which follows what is gone; recovery sets it.
     pub(super) start: Option<u64>,
     /// The last vote.
@@ -128,7 +135,7 @@ impl Index {
     #[must_use]
     pub fn locate(&self, index: u64) -> Option<Located> {
         let place = self.place(index)?;
-        Some(Located { place, file: self.files.get(&place.sequence)?.clone() })
+        Some(Located { place, opened: self.files.get(&place.sequence)?.clone() })
     }
 }
 
@@ -136,7 +143,7 @@ impl Index {
 #[derive(Debug, Clone)]
 pub struct Located {
     place: Place,
-    file: Arc<dyn DiskFile>,
+    opened: Opened,
 }
 
 impl Located {
@@ -146,13 +153,13 @@ impl Located {
     /// The disk fails, or gives back something else than was written.
     pub fn read(&self) -> Result<Vec<Entry>, WalError> {
         let name = segment::name(self.place.sequence);
-        let size = self.file.size().map_err(WalError::io("measure", &name))?;
-        let segment = Segment { name, sequence: self.place.sequence, file: self.file.clone(), size };
-        let Found::Frame(head, bytes) = segment.frame_at(self.place.frame)? else {
+        let Opened { file, key } = self.opened.clone();
+        let size = file.size().map_err(WalError::io("measure", &name))?;
+        let segment = Segment { name, sequence: self.place.sequence, file, size, key };
+        let Found::Frame(_, bytes) = segment.frame_at(self.place.frame)? else {
             return Err(segment.corrupt(self.place.frame, "a frame that was whole no longer is"));
         };
-        let records = frame::records(&bytes[..HEADER + head.length as usize])
-            .map_err(|error| segment.corrupt(self.place.frame, error.to_string()))?;
+        let records = segment.records(self.place.frame, bytes)?;
         let entries = records.into_iter().filter_map(|(_, record)| match record {
             Record::Entry(entry) => Some(entry),
             _ => None,

@@ -5,11 +5,12 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::frame;
-use super::index::Index;
+use super::index::{Index, Opened};
 use super::record::Record;
 use super::segment::{self, FIRST_FRAME, NEXT, RESERVE, Start};
 use super::{SECTOR, WalError};
 use crate::disk::{Disk, DiskFile};
+use crate::vault::{DataKey, KeyError, Vault};
 
 /// Whose log it is, and how large its parts are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(super) struct Held {
     pub last_index: Option<u64>,
     /// Bytes used by header and frames.
     pub used: u64,
+    /// The name of the node key that its own is wrapped with.
+    pub node_key: Option<u64>,
 }
 
 /// The log.
@@ -54,6 +57,10 @@ pub struct Log {
     /// Oldest first; the last one is written to.
     pub(super) held: VecDeque<Held>,
     pub(super) file: Arc<dyn DiskFile>,
+    /// What seals the file written to; `None`: it is plain.
+    pub(super) key: Option<Arc<DataKey>>,
+    /// What seals new segments.
+    pub(super) keys: Option<Arc<Vault>>,
     /// Up to where the file written to has space set aside.
     pub(super) roomy_until: u64,
     /// The crc of the last frame.
@@ -85,14 +92,18 @@ impl Log {
     }
 
     fn write(&mut self, records: &[Record]) -> Result<(), WalError> {
-        let encoded = self.encode(records)?;
+        if self.key.is_none() && self.keys.is_some() {
+            // Written by a release that did not seal.
+            self.start_segment()?;
+        }
+        let encoded = self.encode(records, self.key.as_deref())?;
         let fits = self.used() + encoded.bytes.len() as u64 <= self.config.segment_bytes;
         let encoded = if fits || self.used() <= FIRST_FRAME + SECTOR {
             encoded
         } else {
             self.start_segment()?;
             // The chain now runs through the new segment's first frame.
-            self.encode(records)?
+            self.encode(records, self.key.as_deref())?
         };
         let offset = self.used();
         self.set_tail_aside(offset + encoded.bytes.len() as u64)?;
@@ -133,8 +144,8 @@ impl Log {
         }
     }
 
-    fn encode(&self, records: &[Record]) -> Result<frame::Encoded, WalError> {
-        frame::encode(self.number, self.chain, records).map_err(|error| WalError::Io {
+    fn encode(&self, records: &[Record], key: Option<&DataKey>) -> Result<frame::Encoded, WalError> {
+        frame::encode(self.number, self.chain, records, key).map_err(|error| WalError::Io {
             operation: "encode a frame for",
             file: self.name(),
             source: io::Error::other(error),
@@ -166,6 +177,11 @@ impl Log {
     #[must_use]
     pub fn index(&self) -> Arc<Mutex<Index>> {
         self.index.clone()
+    }
+
+    /// The names of the node keys that segments are sealed with.
+    pub fn node_keys(&self) -> impl Iterator<Item = u64> {
+        self.held.iter().filter_map(|held| held.node_key)
     }
 
     /// Bytes in use on disk by frames.
@@ -231,10 +247,9 @@ impl Log {
     /// # Errors
     /// The disk refused.
     pub fn drop_purged(&mut self) -> Result<(), WalError> {
-        let purged = self.locked().purged.map(|at| at.index);
-        while self.held.len() > 1
-            && self.held[0].last_index.is_none_or(|last| purged.is_some_and(|purged| last <= purged))
-        {
+        // Without a purge nothing later could say that what is gone may be: also a segment of votes alone stays.
+        let Some(purged) = self.locked().purged.map(|at| at.index) else { return Ok(()) };
+        while self.held.len() > 1 && self.held[0].last_index.is_none_or(|last| last <= purged) {
             let Some(old) = self.held.pop_front() else { break };
             self.locked().files.remove(&old.sequence);
             let name = segment::name(old.sequence);
@@ -259,8 +274,16 @@ impl Log {
         let name = segment::name(sequence);
         let start = Start { sequence, first_frame: self.number, before: self.chain };
         let records = self.lasting();
-        let encoded = self.encode(&records)?;
-        let mut bytes = start.encode(&self.config);
+        let made = match self.keys.as_ref().map(|keys| keys.data_key()).transpose() {
+            Err(KeyError::Io { operation, file: keys, source }) if is_full(&source) => {
+                self.next = Some(file);
+                return Err(WalError::Full { operation, file: keys.display().to_string(), source });
+            }
+            made => made?,
+        };
+        let (key, wrapped) = made.map_or((None, None), |(key, wrapped)| (Some(Arc::new(key)), Some(wrapped)));
+        let encoded = self.encode(&records, key.as_deref())?;
+        let mut bytes = start.encode(&self.config, wrapped.as_ref());
         bytes.extend_from_slice(&encoded.bytes);
         let named = match file.write_at(&bytes, 0).map_err(WalError::room("write", NEXT)) {
             Ok(()) => {
@@ -281,9 +304,11 @@ impl Log {
             _ => {}
         }
         self.roomy_until = self.config.segment_bytes.max(bytes.len() as u64);
-        self.locked().files.insert(sequence, file.clone());
+        self.locked().files.insert(sequence, Opened { file: file.clone(), key: key.clone() });
         self.file = file;
-        self.held.push_back(Held { sequence, last_index: None, used: FIRST_FRAME });
+        self.key = key;
+        let node_key = wrapped.map(|wrapped| wrapped.id);
+        self.held.push_back(Held { sequence, last_index: None, used: FIRST_FRAME, node_key });
         self.took(&records, &encoded, FIRST_FRAME)
     }
 

@@ -9,10 +9,15 @@
 //!
 //! ```text
 //! segment  header (512 bytes), frames at multiples of 512 bytes, zeros
-//! header   "CORACLOG", format u16, cluster u128, node u64, sequence u64, first frame u64, crc of the frame before u32, crc32c u32
+//! header   "CORACLOG", format u16, cluster u128, node u64, sequence u64, first frame u64, crc of the frame before u32, crc32c u32,
+//!          and in format 2: the wrapped data key (76 bytes), crc32c of all before u32
 //! frame    magic u32, payload length u32, number u64, crc of the frame before u32, crc32c of all but this field u32, payload
-//! payload  { kind u8, length u32, body }
+//! payload  records; in format 2: nonce (12 bytes), sealed records, tag (16 bytes)
+//! record   kind u8, length u32, body
 //! ```
+//!
+//! Format 2 is sealed (`vault`). The checksums are over what lies on the disk, so that what is torn and what is lost is told apart
+//! without a key; a frame that is whole and does not open was changed by somebody.
 
 mod frame;
 mod index;
@@ -25,6 +30,8 @@ mod writer;
 use std::io;
 use std::path::Path;
 
+use crate::vault::KeyError;
+
 pub use index::Index;
 pub use log::{Log, LogConfig, Space};
 pub use record::{Ballot, Entry, Payload, Position, Record};
@@ -33,8 +40,10 @@ pub use writer::{Durable, Pace, Writer, WriterStats};
 /// Sectors are the unit a disk writes whole.
 pub const SECTOR: u64 = 512;
 
-/// The format of segments this release writes and the newest it reads.
-pub const FORMAT: u16 = 1;
+/// The format of sealed segments, and the newest this release reads.
+pub const FORMAT: u16 = 2;
+/// The format of plain segments.
+const PLAIN: u16 = 1;
 
 /// What went wrong with the log.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +102,9 @@ pub enum WalError {
         /// What it says.
         found: u16,
     },
+    /// What is sealed does not open, or nothing can be sealed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Entries out of order: the caller's mistake, nothing was written.
     #[error("the log takes entries in order: {0}")]
     Order(String),

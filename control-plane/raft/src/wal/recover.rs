@@ -2,19 +2,28 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::frame::{self, HEADER};
-use super::index::Index;
+use super::frame::HEADER;
+use super::index::{Index, Opened};
 use super::log::{Held, Log, LogConfig};
 use super::segment::{self, FIRST_FRAME, Found, NEXT, RESERVE, Segment, Start};
 use super::{Record, WalError};
 use crate::disk::Disk;
+use crate::vault::Vault;
 
 impl Log {
-    /// Opens the log in this directory, making an empty one when there is none.
+    /// Opens the plain log in this directory, making an empty one when there is none.
     ///
     /// # Errors
-    /// The disk fails; the log is corrupt, foreign or of a newer format.
+    /// The disk fails; the log is corrupt, foreign, sealed or of a newer format.
     pub fn open(disk: Arc<dyn Disk>, config: LogConfig) -> Result<Self, WalError> {
+        Self::open_sealed(disk, config, None)
+    }
+
+    /// The same with keys: what is written from now on is sealed, and what was may be.
+    ///
+    /// # Errors
+    /// As `open`; a key is missing or does not open what is sealed with it.
+    pub fn open_sealed(disk: Arc<dyn Disk>, config: LogConfig, keys: Option<Arc<Vault>>) -> Result<Self, WalError> {
         let names = disk.list().map_err(WalError::io("list", disk.path().display().to_string()))?;
         let mut sequences: Vec<u64> = names.iter().filter_map(|name| segment::sequence_of(name)).collect();
         sequences.sort_unstable();
@@ -25,14 +34,15 @@ impl Log {
         let kept = names.iter().any(|name| name == RESERVE) && is_whole(&*disk, config.reserve_bytes);
         let reserved = kept || config.reserve_bytes == 0;
         if sequences.is_empty() {
-            sequences.push(make_first(&*disk, &config)?);
+            sequences.push(make_first(&*disk, &config, keys.as_deref())?);
         }
         let mut walk = Walk { config, index: Index::default(), expected: None, held: Vec::new(), first_entry: None };
         let mut segments = Vec::new();
         for (at, sequence) in sequences.iter().enumerate() {
-            let segment = Segment::open(&*disk, *sequence)?;
-            walk.segment(&segment, at + 1 == sequences.len())?;
-            walk.index.files.insert(*sequence, segment.file.clone());
+            let mut segment = Segment::open(&*disk, *sequence)?;
+            walk.segment(&mut segment, at + 1 == sequences.len(), keys.as_deref())?;
+            let opened = Opened { file: segment.file.clone(), key: segment.key.clone() };
+            walk.index.files.insert(*sequence, opened);
             segments.push(segment);
         }
         walk.check_start(&segments)?;
@@ -44,6 +54,8 @@ impl Log {
             index: Arc::new(Mutex::new(walk.index)),
             held: walk.held.into(),
             file: last.file.clone(),
+            key: last.key.clone(),
+            keys,
             roomy_until: last.size,
             chain,
             number,
@@ -64,12 +76,13 @@ fn is_whole(disk: &dyn Disk, bytes: u64) -> bool {
     disk.open(RESERVE).and_then(|file| file.size()).is_ok_and(|size| size == bytes)
 }
 
-fn make_first(disk: &dyn Disk, config: &LogConfig) -> Result<u64, WalError> {
+fn make_first(disk: &dyn Disk, config: &LogConfig, keys: Option<&Vault>) -> Result<u64, WalError> {
     let start = Start { sequence: 1, first_frame: 1, before: 0 };
     let name = segment::name(1);
     let file = disk.create(NEXT).map_err(WalError::io("create", NEXT))?;
     file.allocate(config.segment_bytes).map_err(WalError::io("allocate", NEXT))?;
-    file.write_at(&start.encode(config), 0).map_err(WalError::io("write", NEXT))?;
+    let key = keys.map(Vault::data_key).transpose()?.map(|(_, wrapped)| wrapped);
+    file.write_at(&start.encode(config, key.as_ref()), 0).map_err(WalError::io("write", NEXT))?;
     file.sync().map_err(WalError::io("sync", NEXT))?;
     disk.rename(NEXT, &name).map_err(WalError::io("rename", NEXT))?;
     disk.sync_names().map_err(WalError::io("sync the directory of", &name))?;
@@ -100,8 +113,9 @@ impl Walk {
         }
     }
 
-    fn segment(&mut self, segment: &Segment, is_last: bool) -> Result<(), WalError> {
-        let start = Start::read(&*segment.file, &segment.name, &self.config)?;
+    fn segment(&mut self, segment: &mut Segment, is_last: bool, keys: Option<&Vault>) -> Result<(), WalError> {
+        let (start, wrapped) = Start::read(&*segment.file, &segment.name, &self.config)?;
+        segment.key = segment::unwrap(wrapped.as_ref(), &segment.name, keys)?;
         if start.sequence != segment.sequence {
             return Err(segment.corrupt(0, format!("it says it is segment {}", start.sequence)));
         }
@@ -124,13 +138,14 @@ impl Walk {
                 let what = format!("frame {} stands where frame {} should", head.number, next.first_frame);
                 return Err(segment.corrupt(offset, what));
             }
-            self.frame(segment, offset, &bytes, &mut last_index)?;
+            self.frame(segment, offset, bytes, &mut last_index)?;
             next.first_frame += 1;
             next.before = head.crc;
             offset += head.span();
         }
         self.check_end(segment, offset, next.first_frame, is_last)?;
-        self.held.push(Held { sequence: segment.sequence, last_index, used: offset });
+        let node_key = wrapped.map(|wrapped| wrapped.id);
+        self.held.push(Held { sequence: segment.sequence, last_index, used: offset, node_key });
         next.sequence += 1;
         self.expected = Some(next);
         Ok(())
@@ -140,11 +155,12 @@ impl Walk {
         &mut self,
         segment: &Segment,
         offset: u64,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         last_index: &mut Option<u64>,
     ) -> Result<(), WalError> {
-        let records = frame::records(bytes).map_err(|error| segment.corrupt(offset, error.to_string()))?;
-        let ends = records.iter().skip(1).map(|(start, _)| *start).chain([bytes.len()]);
+        let end = bytes.len();
+        let records = segment.records(offset, bytes)?;
+        let ends = records.iter().skip(1).map(|(start, _)| *start).chain([end]);
         for ((start, record), end) in records.iter().zip(ends) {
             if let (Record::Entry(entry), None) = (record, self.first_entry) {
                 self.first_entry = Some(entry.at.index);

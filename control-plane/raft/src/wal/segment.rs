@@ -5,8 +5,9 @@ use std::sync::Arc;
 use coracle_store::codec::{Reader, Writer};
 
 use super::frame::{self, HEADER, Head};
-use super::{FORMAT, LogConfig, SECTOR, WalError};
+use super::{FORMAT, LogConfig, PLAIN, Record, SECTOR, WalError};
 use crate::disk::{Disk, DiskFile};
+use crate::vault::{DataKey, KeyError, Vault, Wrapped};
 
 /// Where frames begin.
 pub(super) const FIRST_FRAME: u64 = SECTOR;
@@ -39,13 +40,13 @@ pub(super) struct Start {
 }
 
 impl Start {
-    /// One sector.
-    pub fn encode(&self, config: &LogConfig) -> Vec<u8> {
+    /// One sector; with a key it is that of a sealed segment.
+    pub fn encode(&self, config: &LogConfig, key: Option<&Wrapped>) -> Vec<u8> {
         let mut out = Writer::new();
         for byte in MAGIC {
             out.u8(*byte);
         }
-        out.u16(FORMAT);
+        out.u16(if key.is_some() { FORMAT } else { PLAIN });
         out.u64(config.cluster as u64);
         out.u64((config.cluster >> 64) as u64);
         out.u64(config.node);
@@ -55,11 +56,19 @@ impl Start {
         let mut bytes = out.into_bytes();
         let crc = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
+        if let Some(key) = key {
+            let mut out = Writer::new();
+            key.write(&mut out);
+            bytes.extend_from_slice(&out.into_bytes());
+            let crc = crc32c::crc32c(&bytes);
+            bytes.extend_from_slice(&crc.to_le_bytes());
+        }
         bytes.resize(SECTOR as usize, 0);
         bytes
     }
 
-    pub fn read(file: &dyn DiskFile, name: &str, config: &LogConfig) -> Result<Self, WalError> {
+    /// With the key of a sealed one.
+    pub fn read(file: &dyn DiskFile, name: &str, config: &LogConfig) -> Result<(Self, Option<Wrapped>), WalError> {
         let corrupt = |what: &str| WalError::Corrupt { file: name.to_owned(), offset: 0, what: what.to_owned() };
         let mut bytes = [0; SECTOR as usize];
         if file.size().map_err(WalError::io("measure", name))? < SECTOR {
@@ -95,7 +104,29 @@ impl Start {
             );
             return Err(WalError::Foreign { file: name.to_owned(), what });
         }
-        Ok(start)
+        if found == PLAIN {
+            return Ok((start, None));
+        }
+        let key = Wrapped::read(&mut input).map_err(bad)?;
+        let covered = bytes.len() - input.left();
+        if input.u32("a crc").map_err(bad)? != crc32c::crc32c(&bytes[..covered]) {
+            return Err(corrupt("the checksum of the segment's key does not match"));
+        }
+        Ok((start, Some(key)))
+    }
+}
+
+/// The key of a segment's records; `None` for a plain one.
+pub(super) fn unwrap(
+    wrapped: Option<&Wrapped>,
+    name: &str,
+    keys: Option<&Vault>,
+) -> Result<Option<Arc<DataKey>>, KeyError> {
+    let Some(wrapped) = wrapped else { return Ok(None) };
+    let what = format!("log segment {name}");
+    match keys {
+        Some(keys) => keys.unwrap(wrapped, &what).map(|key| Some(Arc::new(key))),
+        None => Err(KeyError::NoKeys(what)),
     }
 }
 
@@ -113,6 +144,8 @@ pub(super) struct Segment {
     pub sequence: u64,
     pub file: Arc<dyn DiskFile>,
     pub size: u64,
+    /// Of its records, when it is sealed.
+    pub key: Option<Arc<DataKey>>,
 }
 
 impl Segment {
@@ -120,7 +153,7 @@ impl Segment {
         let name = name(sequence);
         let file = disk.open(&name).map_err(WalError::io("open", &name))?;
         let size = file.size().map_err(WalError::io("measure", &name))?;
-        Ok(Self { name, sequence, file, size })
+        Ok(Self { name, sequence, file, size, key: None })
     }
 
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), WalError> {
@@ -148,6 +181,16 @@ impl Segment {
             return Ok(Found::Nothing);
         }
         Ok(Found::Frame(head, bytes))
+    }
+
+    /// The records of a whole frame, as `frame::records`.
+    pub fn records(&self, offset: u64, mut bytes: Vec<u8>) -> Result<Vec<(usize, Record)>, WalError> {
+        if let Some(key) = &self.key {
+            let opened = frame::open(&mut bytes, key);
+            opened
+                .ok_or_else(|| self.corrupt(offset, "a frame does not open with the segment's key: it was changed"))?;
+        }
+        frame::records(&bytes).map_err(|error| self.corrupt(offset, error.to_string()))
     }
 
     /// The offset of the first valid frame behind `offset` whose number is `least` or higher.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_raft::disk::{Disk, DiskFile, RealDisk};
-use coracle_raft::{Raft, RaftConfig};
+use coracle_raft::{Raft, RaftConfig, Vault};
 use coracle_store::{Expect, Key, Op, Transaction};
 use serde_json::json;
 
@@ -29,7 +29,19 @@ pub fn delete(name: &str) -> Transaction {
 }
 
 pub fn small(dir: &Path) -> RaftConfig {
-    RaftConfig { segment_bytes: 1 << 20, reserve_bytes: 1 << 20, snapshot_bytes: 1 << 19, ..RaftConfig::new(dir) }
+    RaftConfig {
+        segment_bytes: 1 << 20,
+        reserve_bytes: 1 << 20,
+        snapshot_bytes: 1 << 19,
+        keys: Some(keys(dir)),
+        ..RaftConfig::new(dir)
+    }
+}
+
+/// What seals a server's log.
+pub fn keys(dir: &Path) -> Arc<Vault> {
+    std::fs::create_dir_all(dir).unwrap();
+    Arc::new(Vault::open(&dir.join("storage.key")).unwrap())
 }
 
 /// Waits until something holds; panics with what it still misses.

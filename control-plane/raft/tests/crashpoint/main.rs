@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_raft::Vault;
 use coracle_raft::wal::{Ballot, Entry, Log, LogConfig, Payload, Position, Record, WalError};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -99,7 +100,7 @@ fn some_records(rng: &mut StdRng, memory: &Memory) -> Vec<Record> {
 }
 
 /// Opens what is left after a power cut and compares; gives how many images were tried.
-fn check(points: &[State], allowed: &[&Memory], rng: &mut StdRng) -> Result<usize, String> {
+fn check(points: &[State], allowed: &[&Memory], keys: Option<&Arc<Vault>>, rng: &mut StdRng) -> Result<usize, String> {
     let mut tried = 0;
     for point in points {
         let mut choices = vec![Choice::Everything];
@@ -115,7 +116,7 @@ fn check(points: &[State], allowed: &[&Memory], rng: &mut StdRng) -> Result<usiz
         for choice in choices {
             tried += 1;
             let disk = SimDisk::new(point.after_power_cut(choice));
-            let log = Log::open(Arc::new(disk), CONFIG)
+            let log = Log::open_sealed(Arc::new(disk), CONFIG, keys.cloned())
                 .map_err(|error| format!("{choice:?}: an honest log is refused: {error}"))?;
             let found = Memory::of(&log).map_err(|error| format!("{choice:?}: {error}"))?;
             if !allowed.contains(&&found) {
@@ -137,8 +138,14 @@ fn brief(memory: &Memory) -> String {
 
 fn run(seed: u64, steps: usize, lie: Lie) -> Result<usize, String> {
     let mut rng = StdRng::seed_from_u64(seed);
+    // Every other log is sealed; of these, every other one was begun plain by an older release.
+    let keys = (seed % 2 == 0).then(|| Arc::new(Vault::ephemeral().unwrap()));
+    let begun = keys.clone().filter(|_| seed % 4 == 0);
+    let open = |disk: SimDisk| Log::open_sealed(Arc::new(disk), CONFIG, keys.clone());
     let mut disk = SimDisk::lying(lie);
-    let mut log = Log::open(Arc::new(disk.clone()), CONFIG).map_err(|error| error.to_string())?;
+    drop(Log::open_sealed(Arc::new(disk.clone()), CONFIG, begun).map_err(|error| error.to_string())?);
+    let mut log = open(disk.clone()).map_err(|error| error.to_string())?;
+    let check = |points: &[State], allowed: &[&Memory], rng: &mut StdRng| check(points, allowed, keys.as_ref(), rng);
     let mut memory = Memory::default();
     let mut tried = check(&disk.take_points(), &[&memory], &mut rng)?;
     for step in 0..steps {
@@ -182,7 +189,7 @@ fn run(seed: u64, steps: usize, lie: Lie) -> Result<usize, String> {
 
         match rng.random_range(0..12) {
             // The process dies and comes back; the machine, and what it has not written, lives on.
-            0 => log = Log::open(Arc::new(disk.clone()), CONFIG).map_err(|error| error.to_string())?,
+            0 => log = open(disk.clone()).map_err(|error| error.to_string())?,
             // Power is cut in the middle of a commit, and again in the middle of the recovery.
             1 => {
                 let torn = [entry(&mut rng, 99, memory.next())];
@@ -190,7 +197,7 @@ fn run(seed: u64, steps: usize, lie: Lie) -> Result<usize, String> {
                 let points = disk.take_points();
                 let point = &points[rng.random_range(0..points.len())];
                 disk = SimDisk::new(point.after_power_cut(Choice::Random(rng.random())));
-                log = Log::open(Arc::new(disk.clone()), CONFIG).map_err(|error| error.to_string())?;
+                log = open(disk.clone()).map_err(|error| error.to_string())?;
                 memory = Memory::of(&log).map_err(|error| error.to_string())?;
             }
             _ => continue,
@@ -235,7 +242,8 @@ fn a_flipped_bit_is_refused_or_costs_the_last_frame_at_most() {
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let disk = SimDisk::lying(Lie::None);
-    let mut log = Log::open(Arc::new(disk.clone()), CONFIG).unwrap();
+    let keys = (seed % 2 == 0).then(|| Arc::new(Vault::ephemeral().unwrap()));
+    let mut log = Log::open_sealed(Arc::new(disk.clone()), CONFIG, keys.clone()).unwrap();
     let (mut memory, mut before) = (Memory::default(), Memory::default());
     for _ in 0..40 {
         before = memory.clone();
@@ -251,7 +259,7 @@ fn a_flipped_bit_is_refused_or_costs_the_last_frame_at_most() {
         for _ in 0..150 {
             let mut rotten = state.clone();
             rotten.rot(name, rng.random_range(0..used * 8));
-            match Log::open(Arc::new(SimDisk::new(rotten)), CONFIG) {
+            match Log::open_sealed(Arc::new(SimDisk::new(rotten)), CONFIG, keys.clone()) {
                 Err(WalError::Corrupt { file, .. }) => {
                     assert!(&file == name || file > *name, "{file} is blamed, {name} is rotten");
                     refused += 1;
