@@ -1,6 +1,6 @@
 //! The way to other servers: whoever carries bytes to them implements `Peers`; where they are is in the `Book`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,7 +69,7 @@ impl Peers for NoPeers {
 /// Where servers were last heard from: newer than what the log says of them.
 #[derive(Debug, Default)]
 struct Book {
-    heard: HashMap<u64, Member>,
+    heard: BTreeMap<u64, Member>,
     /// When each last asked this server something, or gave it an answer.
     met: HashMap<u64, Instant>,
     /// What each server runs, and when it said so last.

@@ -3,7 +3,7 @@
 //!
 //! Nobody waits for long: an agent that does not answer counts as dead soon, and the pod's own agent ends it after a quarter of its grace, at most ten seconds, in any case.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -199,7 +199,7 @@ impl LettingGo {
     }
 
     fn tell(&self, pods: Vec<Leaving>) {
-        let mut by_node: HashMap<String, Vec<String>> = HashMap::new();
+        let mut by_node: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for leaving in pods {
             by_node.entry(leaving.node).or_default().push(leaving.pod.uid);
         }
