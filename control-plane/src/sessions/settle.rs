@@ -41,8 +41,11 @@ pub(crate) struct Leaving {
 #[derive(Debug, Default)]
 pub(super) struct Rounds {
     last: AtomicU64,
-    open: Mutex<HashMap<u64, (HashSet<String>, oneshot::Sender<()>)>>,
+    open: Mutex<HashMap<u64, Round>>,
 }
+
+/// Nodes that are left, and who waits for them.
+type Round = (HashSet<String>, oneshot::Sender<()>);
 
 impl Rounds {
     fn begin(&self, nodes: HashSet<String>) -> (u64, oneshot::Receiver<()>) {
@@ -187,9 +190,8 @@ impl LettingGo {
                 let asked = peers.settle(address, slices.clone());
                 async move {
                     // A server that is dead has no agents; one that is frozen loses them to others.
-                    match tokio::time::timeout(SETTLED_WITHIN, asked).await {
-                        Ok(Err(error)) => tracing::debug!(error = coracle_base::one_line(&error), "a server's agents"),
-                        Ok(Ok(())) | Err(_) => {}
+                    if let Ok(Err(error)) = tokio::time::timeout(SETTLED_WITHIN, asked).await {
+                        tracing::debug!(error = coracle_base::one_line(&error), "a server's agents");
                     }
                 }
             });

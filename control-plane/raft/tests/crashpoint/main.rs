@@ -139,8 +139,8 @@ fn brief(memory: &Memory) -> String {
 fn run(seed: u64, steps: usize, lie: Lie) -> Result<usize, String> {
     let mut rng = StdRng::seed_from_u64(seed);
     // Every other log is sealed; of these, every other one was begun plain by an older release.
-    let keys = (seed % 2 == 0).then(|| Arc::new(Vault::ephemeral().unwrap()));
-    let begun = keys.clone().filter(|_| seed % 4 == 0);
+    let keys = seed.is_multiple_of(2).then(|| Arc::new(Vault::ephemeral().unwrap()));
+    let begun = keys.clone().filter(|_| seed.is_multiple_of(4));
     let open = |disk: SimDisk| Log::open_sealed(Arc::new(disk), CONFIG, keys.clone());
     let mut disk = SimDisk::lying(lie);
     drop(Log::open_sealed(Arc::new(disk.clone()), CONFIG, begun).map_err(|error| error.to_string())?);
@@ -242,7 +242,7 @@ fn a_flipped_bit_is_refused_or_costs_the_last_frame_at_most() {
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let disk = SimDisk::lying(Lie::None);
-    let keys = (seed % 2 == 0).then(|| Arc::new(Vault::ephemeral().unwrap()));
+    let keys = seed.is_multiple_of(2).then(|| Arc::new(Vault::ephemeral().unwrap()));
     let mut log = Log::open_sealed(Arc::new(disk.clone()), CONFIG, keys.clone()).unwrap();
     let (mut memory, mut before) = (Memory::default(), Memory::default());
     for _ in 0..40 {
