@@ -352,7 +352,7 @@ impl World {
                 // The hash is worth a look only when something has changed.
                 if life.hashed != revision {
                     life.hashed = revision;
-                    let held = known.states.see(server, revision, raft.metrics().state_hash);
+                    let held = known.states.see(server, (revision, raft.view().level()), raft.metrics().state_hash);
                     known.judge(held);
                 }
                 let begins = !life.has_clients && !known.healed.is_empty();
