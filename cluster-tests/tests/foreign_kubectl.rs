@@ -315,7 +315,8 @@ fn what_containers_write(kubectl: &Kubectl) {
     kubectl.until(&["get", "pod", "crashing"], |said| said.contains("CrashLoopBackOff"));
     kubectl.shows(&["logs", "-p", "crashing"], &["PORT must be a number"]);
     let described = ["Reason:       CrashLoopBackOff", "Exit Code:    2", "BackOff", "Restart Count:"];
-    kubectl.shows(&["describe", "pod", "crashing"], &described);
+    // Between two pauses it runs for a moment.
+    kubectl.until(&["describe", "pod", "crashing"], |said| described.iter().all(|word| said.contains(word)));
     kubectl.shows(&["delete", "pod", "crashing"], &["deleted"]);
 }
 

@@ -244,7 +244,11 @@ fn an_upgrade_goes_machine_by_machine_through_a_running_cluster() {
     site.at_mut(2).stop();
     site.at_mut(2).runs(Some(&old)).start();
     assert_ne!(site.at_mut(2).ended(), 0);
-    assert!(site.at(2).log().contains("format 2 is newer than this release"), "{}", site.at(2).log());
+    // What it meets first is the sealed key of the authority; behind that stands the format of the log.
+    let words = site.at(2).log();
+    let refused =
+        ["certificate authority in", "format 2 is newer than this release"].iter().any(|why| words.contains(why));
+    assert!(refused, "{words}");
     answers(&site, 2, &address);
     let token = site.at(1).coracle(&["token", "create", "--server"]);
     let url = format!("https://{}:6443", site.address(1));
