@@ -21,6 +21,7 @@ cargo xtask <task>
   test [--fast] [FILTER]          formatting, lints, tidy and every test that needs no foreign program (root);
                                   --fast leaves out formatting and lints
   foreign [FILTER]                the suites with programs of others: kubectl, Debian's nginx and redis, QEMU, the release before (root)
+  foreign vms                     three virtual machines as one cluster: formed, paused, lost, beside firewalld and Docker (root)
   previous                        builds the release before, which the tests of upgrades run; once for each
   sim [SEEDS] [FIRST]             the simulator's seeds, 1,000 unless said otherwise, each reproducible, and its planted bugs
   bench [PART...]                 the numbers of PROMISES.md, measured now, with the peers that are installed (root);
