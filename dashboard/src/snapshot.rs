@@ -1,6 +1,6 @@
 //! What the status pages show, as plain data: also the shape of `/status.json`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Everything, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -129,7 +129,7 @@ pub struct Node {
 }
 
 /// The way from the node of this page to the pods of another one.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Link {
     /// `direct`, `tunnel`, or `none`.
     pub way: String,

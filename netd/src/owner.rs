@@ -167,6 +167,9 @@ impl Owner {
             refused: Some(refused.why.clone()),
         };
         let mut links: Vec<NodeLink> = self.overlay.refused().map(no_way).collect();
+        if self.overlay.ways.is_empty() {
+            return reply(answer, Ok(links));
+        }
         let circumstances = Circumstances { mtu: self.mtu, port: self.config.vxlan_port, strict: None };
         let probe = match Probe::look(&self.overlay.ways, circumstances) {
             Ok(probe) => probe,

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use clap::Args;
+use coracle_dashboard::Link;
 use coracle_manifests::time::age;
 use coracle_manifests::view::list;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::config::Settings;
@@ -169,12 +171,7 @@ fn wrong(answer: &Value) -> Vec<String> {
 
 /// How this node reaches another one's pods, in words; nothing of itself.
 fn link(link: &Value) -> String {
-    match (link["way"].as_str(), link["answered_ms"].as_f64()) {
-        (None, _) => String::new(),
-        (Some(way), Some(ms)) => format!("{way}, {ms:.1} ms"),
-        (Some("none"), None) => "no way".to_owned(),
-        (Some(way), None) => format!("{way}, no answer"),
-    }
+    Link::deserialize(link).map(|link| link.words()).unwrap_or_default()
 }
 
 fn words(answer: &Value) -> String {

@@ -123,16 +123,16 @@ pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut lead: Lead,
                 None => return,
             },
         };
-        let (mut bytes, mut term) = (first.part.len(), first.term);
+        let (mut bytes, mut term) = (first.part.size(), first.term);
         let mut taken = vec![first];
         while bytes < ENTRY_BYTES && taken.len() < ENTRY_TRANSACTIONS {
             let Ok(next) = queue.try_recv() else { break };
             let other_term = next.term.is_some_and(|next| term.is_some_and(|term| term != next));
-            if other_term || bytes + next.part.len() > ENTRY_BYTES {
+            if other_term || bytes + next.part.size() > ENTRY_BYTES {
                 carried = Some(next);
                 break;
             }
-            bytes += next.part.len();
+            bytes += next.part.size();
             // Those of any term go with the others: when the term is over they are told to find the leader, as they would be then.
             term = term.or(next.term);
             taken.push(next);

@@ -94,7 +94,7 @@ impl Raft {
         let mut parts: Vec<Vec<usize>> = Vec::new();
         let mut room = 0;
         for index in left {
-            let size = codec::encode_part(&transactions[*index]).map_or(0, |part| part.len());
+            let size = codec::encode_part(&transactions[*index]).map_or(0, |part| part.size());
             if parts.is_empty() || size > room {
                 parts.push(Vec::new());
                 room = FORWARD_BYTES;

@@ -26,7 +26,7 @@ const SLICES: &str = "endpointslices.discovery.k8s.io";
 const WITHIN: Duration = Duration::from_secs(10);
 /// How long agents may take to have it in their kernels.
 const SETTLED_WITHIN: Duration = Duration::from_secs(3);
-/// Pods on their way to the round.
+/// Pods on their way to the round, and pods that wait for it.
 const LEAVING: usize = 4096;
 
 /// A pod that its agent is about to end.
@@ -153,7 +153,7 @@ impl LettingGo {
             }
             tokio::select! {
                 // Cancel safe all: a handle that is polled again goes on, a change stays marked as unseen.
-                came = leaving.recv() => waiting.extend(came),
+                came = leaving.recv() => if waiting.len() < LEAVING { waiting.extend(came) },
                 done = async {
                     match &mut round {
                         Some(round) => round.await,

@@ -747,6 +747,9 @@ impl Worker {
         if stop.released {
             return;
         }
+        if self.pod.host_network {
+            return self.seen.released();
+        }
         if stop.why == StopReason::Deleted && !std::mem::replace(&mut self.says_it_leaves, true) {
             let pod = PodGone {
                 namespace: self.pod.namespace.clone(),
@@ -760,7 +763,7 @@ impl Worker {
             let let_go = self.let_go.borrow_and_update();
             let_go.heard && self.seen.ip().is_some() && !let_go.pods.contains(&self.pod.uid)
         };
-        if !(serving || elsewhere) || self.pod.host_network {
+        if !(serving || elsewhere) {
             self.seen.released();
         }
     }

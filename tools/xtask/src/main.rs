@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo::run(&rest),
         "test" => tests::run(&rest),
-        "foreign" => previous::run(&[]).and_then(|()| tests::foreign(&rest)),
+        "foreign" => tests::foreign(&rest),
         "previous" => previous::run(&rest),
         "sim" => tests::sim(&rest),
         "tidy" => tidy::run(&rest),

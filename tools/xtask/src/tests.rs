@@ -10,7 +10,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-use crate::{cargo, must, root, tidy};
+use crate::{cargo, must, previous, root, tidy};
 
 pub fn run(arguments: &[String]) -> Result<(), String> {
     let fast = arguments.iter().any(|argument| argument == "--fast");
@@ -56,6 +56,7 @@ pub fn foreign(arguments: &[String]) -> Result<(), String> {
     if arguments.first().is_some_and(|argument| argument == "vms") {
         return suite(&[&package[..], &["vms"]].concat(), &[]);
     }
+    previous::run(&[])?;
     let filter: Vec<&String> = arguments.iter().collect();
     suite(&[&package[..], &["foreign_*"]].concat(), &filter)
 }

@@ -33,16 +33,10 @@ pub struct Part {
 }
 
 impl Part {
-    /// Its length in bytes.
+    /// Its size in bytes.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// Never: a transaction begins with its count.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
     }
 }
 
