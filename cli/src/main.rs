@@ -19,6 +19,9 @@ use clap::{Parser, Subcommand};
 use crate::client::Client;
 use crate::failure::Failure;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A small container orchestrator: one program turns a handful of machines into a cluster
 #[derive(Debug, Parser)]
 #[command(name = "coracle", version, propagate_version = true, disable_help_subcommand = true)]

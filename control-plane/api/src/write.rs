@@ -212,8 +212,25 @@ fn complete(door: &Door, place: &Place, view: &View, mut value: Value) -> Result
     Ok((value, assigned))
 }
 
+/// Counts what is written to it.
+struct Size(usize);
+
+impl std::io::Write for Size {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 pub(crate) fn too_large(place: &Place, value: &Value) -> Result<(), Failure> {
-    let size = value.to_string().len();
+    let mut size = Size(0);
+    // Counting cannot fail.
+    let _ = serde_json::to_writer(&mut size, value);
+    let Size(size) = size;
     if size <= MAX_OBJECT {
         return Ok(());
     }

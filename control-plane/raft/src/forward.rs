@@ -1,11 +1,12 @@
 //! Writes and reads on any server: what only the leader can do is asked of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_store::{Transaction, View, codec};
 use openraft::ReadPolicy;
 use openraft::errors::RaftError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::batch::{ProposeError, Proposed};
@@ -23,16 +24,93 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A forwarded write is answered within this or counts as lost.
 const FORWARD_WITHIN: Duration = Duration::from_secs(12);
 const READ_WITHIN: Duration = Duration::from_secs(2);
-/// What one message carries.
-const FORWARD_BYTES: usize = 4 << 20;
-/// Readers that wait at most.
-const READERS: usize = 4096;
+/// What one message carries: as much as becomes an entry.
+const FORWARD_BYTES: usize = 1 << 20;
+const FORWARD_TRANSACTIONS: usize = 1024;
+/// Messages with writes under way at once: one is answered while the next is on its way, and what comes meanwhile goes together.
+const FORWARDS: usize = 2;
+/// Writes and readers that wait at most.
+const WAITING: usize = 4096;
+
+/// Writes of one caller that wait for the way to the leader. They go together: two messages may overtake one another.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    parts: Vec<codec::Part>,
+    bytes: usize,
+    since: Instant,
+    answer: oneshot::Sender<Result<Vec<Proposed>, ProposeError>>,
+}
+
+pub(crate) fn forwards() -> (mpsc::Sender<Forward>, mpsc::Receiver<Forward>) {
+    mpsc::channel(WAITING)
+}
+
+/// Whatever queued while messages before were under way goes to the leader in one.
+pub(crate) async fn forward_rounds(raft: Raft, mut queue: mpsc::Receiver<Forward>) {
+    let ways = Arc::new(Semaphore::new(FORWARDS));
+    // One that did not fit begins the next message.
+    let mut carried: Option<Forward> = None;
+    loop {
+        let first = match carried.take() {
+            Some(first) => first,
+            None => match queue.recv().await {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        // Cancel safe: a way that was not had is not taken.
+        let Ok(Ok(way)) = tokio::time::timeout_at(first.since + PATIENCE, ways.clone().acquire_owned()).await else {
+            // Nothing was said to anybody: it did not happen.
+            drop(first.answer.send(Err(ProposeError::NotLeader { leader: None })));
+            continue;
+        };
+        let (mut bytes, mut count) = (first.bytes, first.parts.len());
+        let mut taken = vec![first];
+        while let Ok(next) = queue.try_recv() {
+            (bytes, count) = (bytes + next.bytes, count + next.parts.len());
+            if bytes > FORWARD_BYTES || count > FORWARD_TRANSACTIONS {
+                carried = Some(next);
+                break;
+            }
+            taken.push(next);
+        }
+        // Whoever went away before it was sent wants nothing any more.
+        taken.retain(|forward| !forward.answer.is_closed());
+        if !taken.is_empty() {
+            tokio::spawn(send(raft.clone(), taken, way));
+        }
+    }
+}
+
+async fn send(raft: Raft, taken: Vec<Forward>, way: OwnedSemaphorePermit) {
+    let (mut parts, mut answers) = (Vec::new(), Vec::with_capacity(taken.len()));
+    for forward in taken {
+        answers.push((forward.parts.len(), forward.answer));
+        parts.extend(forward.parts);
+    }
+    let asked = raft.ask_leader(&parts).await;
+    drop(way);
+    let mut results = match asked {
+        Ok((results, index)) => {
+            raft.await_applied(index).await;
+            Ok(results.into_iter())
+        }
+        Err(error) => Err(error),
+    };
+    for (count, answer) in answers {
+        // Whoever went away meanwhile reads the outcome from the state.
+        drop(answer.send(match &mut results {
+            Ok(results) => Ok(results.take(count).collect()),
+            Err(error) => Err(error.clone()),
+        }));
+    }
+}
 
 /// Who waits for a round of reads.
 pub(crate) type Reader = oneshot::Sender<Result<(), ProposeError>>;
 
 pub(crate) fn readers() -> (mpsc::Sender<Reader>, mpsc::Receiver<Reader>) {
-    mpsc::channel(READERS)
+    mpsc::channel(WAITING)
 }
 
 /// Everybody who waits shares one round, which begins after the last of them came.
@@ -65,15 +143,16 @@ impl Raft {
         let mut left: Vec<usize> = (0..transactions.len()).collect();
         loop {
             let mut again = Vec::new();
-            for part in self.parts(&transactions, &left) {
-                let batch: Vec<Transaction> = part.iter().map(|index| transactions[*index].clone()).collect();
-                let results = self.propose_somewhere(batch).await;
-                for (index, result) in part.into_iter().zip(results) {
-                    if matches!(result, Err(ProposeError::NotLeader { .. })) {
-                        again.push(index);
-                    }
-                    answers[index] = Some(result);
+            let batch: Vec<Transaction> = left.iter().map(|index| transactions[*index].clone()).collect();
+            let results = match self.is_leader() {
+                true => self.propose_here(batch).await,
+                false => self.propose_there(batch).await,
+            };
+            for (index, result) in left.into_iter().zip(results) {
+                if matches!(result, Err(ProposeError::NotLeader { .. })) {
+                    again.push(index);
                 }
+                answers[index] = Some(result);
             }
             if again.is_empty() || Instant::now() >= until {
                 break;
@@ -86,63 +165,67 @@ impl Raft {
         answers.into_iter().map(|answer| answer.unwrap_or(Err(ProposeError::Stopped))).collect()
     }
 
-    /// Parts that fit a message, as numbers of transactions.
-    fn parts(&self, transactions: &[Transaction], left: &[usize]) -> Vec<Vec<usize>> {
-        if self.is_leader() {
-            return vec![left.to_vec()];
-        }
-        let mut parts: Vec<Vec<usize>> = Vec::new();
-        let mut room = 0;
-        for index in left {
-            let size = codec::encode_part(&transactions[*index]).map_or(0, |part| part.size());
-            if parts.is_empty() || size > room {
-                parts.push(Vec::new());
-                room = FORWARD_BYTES;
+    /// By way of the leader, with whatever else is on the way there; in messages one after the other.
+    async fn propose_there(&self, transactions: Vec<Transaction>) -> Vec<Proposed> {
+        let mut answers = Vec::with_capacity(transactions.len());
+        let mut transactions = transactions.iter().peekable();
+        while transactions.peek().is_some() {
+            let (mut parts, mut bytes) = (Vec::new(), 0);
+            let mut unwritable = None;
+            while let (None, Some(next)) = (&unwritable, transactions.peek()) {
+                match codec::encode_part(next) {
+                    Ok(part) if !parts.is_empty() && bytes + part.size() > FORWARD_BYTES => break,
+                    Ok(part) => {
+                        bytes += part.size();
+                        parts.push(part);
+                    }
+                    Err(error) => unwritable = Some(error),
+                }
+                transactions.next();
             }
-            room = room.saturating_sub(size);
-            if let Some(part) = parts.last_mut() {
-                part.push(*index);
+            let count = parts.len();
+            match self.forward(parts, bytes).await {
+                Ok(results) => answers.extend(results),
+                Err(error) => answers.extend(std::iter::repeat_n(Err(error), count)),
             }
+            answers.extend(unwritable.map(|error| Err(ProposeError::Unwritable(error))));
         }
-        parts
+        answers
     }
 
-    async fn propose_somewhere(&self, batch: Vec<Transaction>) -> Vec<Proposed> {
-        let count = batch.len();
-        let all = |error: ProposeError| (0..count).map(|_| Err(error.clone())).collect::<Vec<_>>();
-        if self.is_leader() {
-            return self.propose_here(batch).await;
+    async fn forward(&self, parts: Vec<codec::Part>, bytes: usize) -> Result<Vec<Proposed>, ProposeError> {
+        if parts.is_empty() {
+            return Ok(Vec::new());
         }
-        let Some((leader, member)) = self.leader_member() else { return all(ProposeError::NotLeader { leader: None }) };
-        let transactions = match codec::encode(&batch) {
-            Ok(bytes) => bytes.into(),
-            // One of them cannot be written: each alone says which.
-            Err(_) if count > 1 => {
-                let mut results = Vec::with_capacity(count);
-                for transaction in batch {
-                    results.extend(Box::pin(self.propose_somewhere(vec![transaction])).await);
-                }
-                return results;
-            }
-            Err(error) => return all(ProposeError::Unwritable(error)),
+        let (answer, waiting) = oneshot::channel();
+        let forward = Forward { parts, bytes, since: Instant::now(), answer };
+        self.inner().forwards.try_send(forward).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
+            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
+        })?;
+        waiting.await.unwrap_or(Err(ProposeError::Stopped))
+    }
+
+    /// What became of each, and the entry that holds them.
+    async fn ask_leader(&self, parts: &[codec::Part]) -> Result<(Vec<Proposed>, u64), ProposeError> {
+        let Some((leader, member)) = self.leader_member() else {
+            return Err(ProposeError::NotLeader { leader: None });
         };
+        let transactions = codec::join(parts).map_err(ProposeError::Unwritable)?.into();
         let mut changes = self.leader_changes();
         let question = Request::Propose { transactions };
         let asked = self.inner().caller.ask(leader, &member, &question, FORWARD_WITHIN);
         let answer = tokio::select! {
             // Not cancel safe: it may have happened, and that is said.
             answer = asked => answer,
-            _ = changes.wait_for(|now| *now != Some(leader)) => return all(ProposeError::Uncertain),
+            _ = changes.wait_for(|now| *now != Some(leader)) => return Err(ProposeError::Uncertain),
         };
         match answer {
-            Ok(Answer::Proposed { results, index }) if results.len() == count => {
-                self.await_applied(index).await;
-                results
-            }
-            Ok(Answer::NotLeader { leader }) => all(ProposeError::NotLeader { leader }),
-            Ok(Answer::Failed(reason)) => all(ProposeError::Poisoned(reason)),
-            Ok(_) | Err(PeerError::Lost { .. }) => all(ProposeError::Uncertain),
-            Err(PeerError::Unreachable { .. }) => all(ProposeError::NotLeader { leader: Some(leader) }),
+            Ok(Answer::Proposed { results, index }) if results.len() == parts.len() => Ok((results, index)),
+            Ok(Answer::NotLeader { leader }) => Err(ProposeError::NotLeader { leader }),
+            Ok(Answer::Failed(reason)) => Err(ProposeError::Poisoned(reason)),
+            Ok(_) | Err(PeerError::Lost { .. }) => Err(ProposeError::Uncertain),
+            Err(PeerError::Unreachable { .. }) => Err(ProposeError::NotLeader { leader: Some(leader) }),
         }
     }
 

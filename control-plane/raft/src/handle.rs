@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coracle_base::{Generation, Level, Release, Revision};
-use coracle_store::{Event, Gone, Limits, Transaction, View, codec};
+use coracle_store::codec::{self, Part};
+use coracle_store::{Event, Gone, Limits, Transaction, View};
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::adapter::{Engine, LogStore, Machine, Network, Shared, Types, members_of};
 use crate::batch::{self, Proposal, ProposeError, Proposed, is_frugal};
 use crate::disk::{Disk, RealDisk};
-use crate::forward::{Reader, readers};
+use crate::forward::{Forward, Reader, forwards, readers};
 use crate::identity::{self, Identity, IdentityError, Lock};
 use crate::inbox::Receiving;
 use crate::members::{Member, Members};
@@ -216,6 +217,7 @@ pub(crate) struct Inner {
     pub(crate) levelling: tokio::sync::Mutex<()>,
     pub(crate) dir: PathBuf,
     pub(crate) readers: mpsc::Sender<Reader>,
+    pub(crate) forwards: mpsc::Sender<Forward>,
     leader: watch::Receiver<Option<u64>>,
     heard: watch::Sender<Heard>,
     proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
@@ -274,6 +276,7 @@ impl Raft {
         let (leader_out, leader) = watch::channel(engine.current_leader().await);
         let (proposals, queue) = mpsc::channel(QUEUE);
         let (reader, reading) = readers();
+        let (forwards, forwarding) = forwards();
         let lead = batch::Lead { own: identity.node, leader: leader.clone() };
         let batching = tokio::spawn(batch::run(engine.clone(), writer.stats().clone(), lead, queue));
         let (heard, hearing) = watch::channel(None);
@@ -298,6 +301,7 @@ impl Raft {
                 levelling: tokio::sync::Mutex::default(),
                 dir: config.dir.clone(),
                 readers: reader,
+                forwards,
                 leader,
                 heard,
                 proposals: Mutex::new(Some(proposals)),
@@ -310,13 +314,14 @@ impl Raft {
         let keeping = tokio::spawn(crate::membership::keep(raft.clone(), stopped.clone()));
         let asking = tokio::spawn(until(stopped.clone(), crate::levels::ask_around(raft.clone())));
         let noting = tokio::spawn(until(stopped.clone(), crate::levels::note(raft.clone())));
-        let reading = tokio::spawn(until(stopped, crate::forward::read_rounds(raft.clone(), reading)));
+        let reading = tokio::spawn(until(stopped.clone(), crate::forward::read_rounds(raft.clone(), reading)));
+        let forwarding = tokio::spawn(until(stopped, crate::forward::forward_rounds(raft.clone(), forwarding)));
         let finding = tokio::spawn(crate::finder::run(raft.clone(), raft.inner.stop.subscribe()));
         raft.inner
             .tasks
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .extend([keeping, asking, noting, reading, finding]);
+            .extend([keeping, asking, noting, reading, forwarding, finding]);
         Ok(raft)
     }
 
@@ -483,22 +488,27 @@ impl Raft {
 
     /// Proposes several on this server alone, which must lead.
     pub async fn propose_here(&self, transactions: Vec<Transaction>) -> Vec<Proposed> {
-        self.propose_in(None, transactions).await
+        self.propose_in(None, transactions.into_iter().map(|transaction| (transaction, None))).await
     }
 
     /// The same, for what was decided under a leadership of this server: with its term over it comes to nothing, also when this
     /// server leads again.
     pub async fn propose_led(&self, term: u64, transactions: Vec<Transaction>) -> Vec<Proposed> {
-        self.propose_in(Some(term), transactions).await
+        self.propose_in(Some(term), transactions.into_iter().map(|transaction| (transaction, None))).await
     }
 
-    async fn propose_in(&self, term: Option<u64>, transactions: Vec<Transaction>) -> Vec<Proposed> {
+    /// Each with its encoding, where somebody has made it.
+    pub(crate) async fn propose_in(
+        &self,
+        term: Option<u64>,
+        transactions: impl Iterator<Item = (Transaction, Option<Part>)>,
+    ) -> Vec<Proposed> {
         let level = self.view().level();
-        let queue = |transaction: Transaction| match transaction.level() {
+        let queue = |(transaction, part): (Transaction, Option<Part>)| match transaction.level() {
             needs if needs > level => Err(ProposeError::Early { needs, level }),
-            _ => self.queue(term, transaction),
+            _ => self.queue(term, transaction, part),
         };
-        let waiting: Vec<_> = transactions.into_iter().map(queue).collect();
+        let waiting: Vec<_> = transactions.map(queue).collect();
         let mut answers = Vec::with_capacity(waiting.len());
         for waiting in waiting {
             answers.push(match waiting {
@@ -514,6 +524,7 @@ impl Raft {
         &self,
         term: Option<u64>,
         transaction: Transaction,
+        part: Option<Part>,
     ) -> Result<oneshot::Receiver<Proposed>, ProposeError> {
         if let Some(reason) = self.failure() {
             return Err(ProposeError::Poisoned(reason));
@@ -524,7 +535,7 @@ impl Raft {
             Space::Low if is_frugal(&transaction) => {}
             Space::Low | Space::Out => return Err(ProposeError::DiskFull),
         }
-        let part = codec::encode_part(&transaction).map_err(ProposeError::Unwritable)?;
+        let part = part.map_or_else(|| codec::encode_part(&transaction), Ok).map_err(ProposeError::Unwritable)?;
         let (answer, waiting) = oneshot::channel();
         let proposals = self.inner.proposals.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = proposals.as_ref().ok_or(ProposeError::Stopped)?;

@@ -116,10 +116,11 @@ impl Raft {
             Request::Snapshot { vote, index, total, offset, bytes } => {
                 self.take_part(vote, index, total, offset, bytes).await
             }
-            Request::Propose { transactions } => match codec::decode(&transactions) {
+            Request::Propose { transactions } => match codec::decode_parts(&transactions) {
                 _ if !self.is_leader() => self.elsewhere(),
-                Ok(transactions) => {
-                    let results = self.propose_here(transactions).await;
+                Ok(parts) => {
+                    let parts = parts.into_iter().map(|(transaction, part)| (transaction, Some(part)));
+                    let results = self.propose_in(None, parts).await;
                     Answer::Proposed { results, index: self.inner().shared.applied() }
                 }
                 Err(error) => failed(&error),

@@ -71,7 +71,7 @@ impl Raft {
         if lowest.level <= now {
             return;
         }
-        let raised = match self.queue(Some(term), Op::RaiseLevel { level: lowest.level }.into()) {
+        let raised = match self.queue(Some(term), Op::RaiseLevel { level: lowest.level }.into(), None) {
             Ok(waiting) => waiting.await.unwrap_or(Err(ProposeError::Stopped)),
             Err(error) => Err(error),
         };

@@ -13,7 +13,7 @@ use coracle_raft::{
     Carried, Identity, Member, Message, OpenError, PeerError, Peers, ProposeError, Raft, RaftConfig, Release, Space,
     Vault,
 };
-use coracle_store::{Key, Op, Transaction};
+use coracle_store::{Expect, Key, Op, Transaction};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ struct Wires {
     cut: Mutex<HashSet<(String, String)>>,
     /// Levels of servers that say another one than they have.
     lies: Mutex<HashMap<String, u32>>,
+    /// Messages with writes, and parts of snapshots.
+    bulk: AtomicU32,
 }
 
 impl Wires {
@@ -41,8 +43,9 @@ struct Plug {
 }
 
 impl Peers for Plug {
-    fn ask(&self, address: &str, _bulk: bool, question: Message, _within: Duration) -> Carried<'_> {
+    fn ask(&self, address: &str, bulk: bool, question: Message, _within: Duration) -> Carried<'_> {
         let address = address.to_owned();
+        self.wires.bulk.fetch_add(bulk.into(), Ordering::Relaxed);
         Box::pin(async move {
             let lost =
                 |from: &str, to: &str| self.wires.cut.lock().unwrap().contains(&(from.to_owned(), to.to_owned()));
@@ -672,4 +675,28 @@ async fn a_server_that_does_not_know_what_was_written_stops_and_leaves_nothing_o
     site.stop(3).await;
     second.propose(create("again")).await.unwrap();
     shut([first, second, third, old]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_of_many_callers_share_the_way_to_the_leader_and_each_keeps_its_order() {
+    const CALLERS: u32 = 64;
+    let site = Site::new();
+    let servers = site.three().await;
+    let follower = servers.iter().find(|server| !server.is_leader()).unwrap();
+    let before = site.wires.bulk.load(Ordering::Relaxed);
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|number| {
+            let (raft, name) = (follower.clone(), format!("c{number}"));
+            let key = Key::new("configmaps", "default", name.as_str());
+            let gone: Transaction = Op::Delete { key, expect: Expect::default() }.into();
+            // In any other order one of them is refused.
+            let writes = vec![create(&name), gone.clone(), create(&name), gone, create(&name)];
+            tokio::spawn(async move { raft.propose_many(writes).await })
+        })
+        .collect();
+    for caller in callers {
+        assert!(caller.await.unwrap().iter().all(Result::is_ok));
+    }
+    let messages = site.wires.bulk.load(Ordering::Relaxed) - before;
+    assert!(messages <= CALLERS / 4, "{messages} messages for {CALLERS} callers");
 }

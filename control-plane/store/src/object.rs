@@ -1,5 +1,7 @@
 //! One stored object: its canonical JSON bytes and what the store itself needs to know of it.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -9,7 +11,7 @@ use serde_json::Value;
 
 /// Where an object lives. `resource` is the plural with its group, as kubectl prints it: `pods`, `deployments.apps`,
 /// `endpointslices.discovery.k8s.io`. `namespace` is empty for cluster-scoped kinds.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     /// Plural and group of the kind.
     pub resource: Arc<str>,
@@ -23,6 +25,24 @@ impl Key {
     /// A key from its three parts.
     pub fn new(resource: impl Into<Arc<str>>, namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { resource: resource.into(), namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Resources and namespaces of stored objects are shared: most comparisons need not look at their letters.
+        let words = |one: &Arc<str>, other: &Arc<str>| {
+            if Arc::ptr_eq(one, other) { Ordering::Equal } else { one.cmp(other) }
+        };
+        words(&self.resource, &other.resource)
+            .then_with(|| words(&self.namespace, &other.namespace))
+            .then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -100,5 +120,35 @@ impl Object {
             Some(tree) => tree.clone(),
             None => Arc::new(serde_json::from_slice(&self.json).unwrap_or(Value::Null)),
         }
+    }
+}
+
+/// An object that stands where its key does: in a map of these an entry is one reference, and a copied node of the map is small.
+#[derive(Debug, Clone)]
+pub(crate) struct Keyed(pub Arc<Object>);
+
+impl Borrow<Key> for Keyed {
+    fn borrow(&self) -> &Key {
+        &self.0.key
+    }
+}
+
+impl PartialEq for Keyed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Keyed {}
+
+impl Ord for Keyed {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.key.cmp(&other.0.key)
+    }
+}
+
+impl PartialOrd for Keyed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }

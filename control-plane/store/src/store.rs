@@ -13,6 +13,9 @@ use crate::{Event, EventKind, Expect, Key, Object, Op, Outcome, Rejection, Trans
 /// anything the restored store can still serve.
 pub const EPOCH_STEP: Revision = 1_000_000;
 
+/// When trees weigh too much, this part of them goes at once.
+const WARM_SHARE: usize = 8;
+
 /// Upper bounds of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -86,20 +89,24 @@ impl Store {
     }
 
     fn apply_one(&mut self, transaction: &Transaction) -> Applied {
-        let before = self.state.clone();
+        let epoch = self.state.view.epoch();
+        // A single command is refused before it changes anything. A copy would make every change after it copy its part of the state.
+        let before = (transaction.ops.len() > 1).then(|| self.state.clone());
         let mut events = Vec::with_capacity(transaction.ops.len());
         let mut outcomes = Vec::with_capacity(transaction.ops.len());
         for (index, op) in transaction.ops.iter().enumerate() {
             match self.apply_op(op, &mut events) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(rejection) => {
-                    self.state = before;
+                    if let Some(before) = before {
+                        self.state = before;
+                    }
                     return Err((index, rejection));
                 }
             }
         }
         // A new epoch starts with an empty history: nobody may resume across it.
-        if self.state.view.epoch() != before.view.epoch() {
+        if self.state.view.epoch() != epoch {
             self.history = History::starting_at(self.state.view.revision());
             return Ok(outcomes);
         }
@@ -118,9 +125,18 @@ impl Store {
         let weight = object.tree_weight();
         self.warm.bytes += weight;
         self.warm.written.push_back((object.key.clone(), object.revision, weight));
-        while self.warm.bytes > self.limits.tree_bytes {
+        if self.warm.bytes <= self.limits.tree_bytes {
+            return;
+        }
+        // Many at once and by key: those that stand side by side in the view are copied once.
+        let mut cold = Vec::new();
+        while self.warm.bytes > self.limits.tree_bytes - self.limits.tree_bytes / WARM_SHARE {
             let Some((key, revision, weight)) = self.warm.written.pop_front() else { break };
             self.warm.bytes -= weight;
+            cold.push((key, revision));
+        }
+        cold.sort_unstable();
+        for (key, revision) in cold {
             self.state.view.cool(&key, revision);
         }
     }

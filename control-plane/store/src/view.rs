@@ -6,6 +6,7 @@ use coracle_base::{Epoch, Generation, Level, Revision};
 use coracle_manifests::view::{controller_uid, is_deleting, is_finished, list, text};
 use serde_json::Value;
 
+use crate::object::Keyed;
 use crate::{Key, Object, Usage};
 
 /// What happened to an object.
@@ -57,14 +58,14 @@ pub struct View {
     pub(crate) generation: Generation,
     /// 0 counts as 1.
     level: Level,
-    pub(crate) objects: imbl::OrdMap<Key, Arc<Object>>,
+    objects: imbl::OrdMap<Keyed, ()>,
     /// Pods by the node they are bound to.
-    pub(crate) by_node: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
+    by_node: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
     /// Objects by the uids of their owners.
-    pub(crate) by_owner: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
-    pub(crate) marked: imbl::OrdMap<(Mark, Key), Arc<Object>>,
+    by_owner: imbl::OrdMap<(Arc<str>, Key), Arc<Object>>,
+    marked: imbl::OrdMap<(Mark, Key), Arc<Object>>,
     /// What the pods of each node ask for together.
-    pub(crate) usage: imbl::OrdMap<Arc<str>, Usage>,
+    usage: imbl::OrdMap<Arc<str>, Usage>,
 }
 
 impl View {
@@ -95,13 +96,13 @@ impl View {
     /// One object.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<&Arc<Object>> {
-        self.objects.get(key)
+        self.objects.get_key_value(key).map(|(object, ())| &object.0)
     }
 
     /// One object by its parts; `namespace` is empty for cluster-scoped kinds.
     #[must_use]
     pub fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<&Arc<Object>> {
-        self.objects.get(&Key::new(resource, namespace, name))
+        self.get(&Key::new(resource, namespace, name))
     }
 
     /// All objects of a resource, of one namespace or of all, by namespace and name.
@@ -111,7 +112,7 @@ impl View {
         namespace: Option<&'a str>,
     ) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
         let start = Key::new(resource, namespace.unwrap_or(""), "");
-        self.objects.range(start..).map(|(_, object)| object).take_while(move |object| {
+        self.objects.range(start..).map(|(object, ())| &object.0).take_while(move |object| {
             &*object.key.resource == resource && namespace.is_none_or(|wanted| &*object.key.namespace == wanted)
         })
     }
@@ -154,7 +155,7 @@ impl View {
 
     /// Every object, in key order.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Object>> {
-        self.objects.iter().map(|(_, object)| object)
+        self.objects.keys().map(|object| &object.0)
     }
 
     /// How many objects there are.
@@ -193,11 +194,11 @@ impl View {
             }
             self.enter(index, at, object);
         }
-        self.objects.insert(object.key.clone(), object.clone());
+        self.objects.insert(Keyed(object.clone()), ());
     }
 
     pub(crate) fn remove(&mut self, key: &Key) -> Option<Arc<Object>> {
-        let old = self.objects.remove(key)?;
+        let (Keyed(old), ()) = self.objects.remove_with_key(key)?;
         let tree = old.peek();
         for (index, at) in indexes(key, &tree) {
             match index {
@@ -219,12 +220,12 @@ impl View {
 
     /// Lets go of an object's tree, if it is still the one of this revision.
     pub(crate) fn cool(&mut self, key: &Key, revision: Revision) {
-        let Some(object) = self.objects.get(key).filter(|object| object.revision == revision) else { return };
+        let Some(object) = self.get(key).filter(|object| object.revision == revision) else { return };
         let (tree, bare) = (object.peek(), Arc::new(object.bare()));
         for (index, at) in indexes(key, &tree) {
             self.enter(index, at, &bare);
         }
-        self.objects.insert(key.clone(), bare);
+        self.objects.insert(Keyed(bare), ());
     }
 
     fn enter(&mut self, index: Index, at: Arc<str>, object: &Arc<Object>) {

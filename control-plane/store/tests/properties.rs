@@ -167,6 +167,9 @@ proptest! {
     #[test]
     fn what_is_encoded_is_decoded(transactions in any_transactions(8)) {
         let bytes = codec::encode(&transactions).unwrap();
+        let (again, parts): (Vec<_>, Vec<_>) = codec::decode_parts(&bytes).unwrap().into_iter().unzip();
+        prop_assert_eq!(&again, &transactions);
+        prop_assert_eq!(codec::join(&parts).unwrap(), &bytes[..]);
         prop_assert_eq!(codec::decode(&bytes).unwrap(), transactions);
         for end in 0..bytes.len() {
             prop_assert!(codec::decode(&bytes[..end]).is_err());

@@ -8,7 +8,7 @@ mod transactions;
 
 pub use answers::{read_applied, write_applied};
 pub use bytes::{Reader, Writer};
-pub use transactions::{Part, decode, encode, encode_part, join};
+pub use transactions::{Part, decode, decode_parts, encode, encode_part, join};
 pub(crate) use transactions::{read_claims, read_key, write_claims, write_key};
 
 /// The newest format this release writes; it reads this one and all before it. What says nothing new is written in the format before,

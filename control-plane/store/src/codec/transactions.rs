@@ -48,8 +48,11 @@ pub fn encode_part(transaction: &Transaction) -> Result<Part, CodecError> {
     let mut out = Writer::new();
     out.count(transaction.ops.len(), "the list of commands")?;
     transaction.ops.iter().try_for_each(|op| write_op(&mut out, op))?;
-    let format = transaction.ops.iter().map(format_of).max().unwrap_or(1);
-    Ok(Part { bytes: out.into_bytes(), format })
+    Ok(Part { bytes: out.into_bytes(), format: transaction_format(transaction) })
+}
+
+fn transaction_format(transaction: &Transaction) -> u16 {
+    transaction.ops.iter().map(format_of).max().unwrap_or(1)
 }
 
 /// The first format that has a command.
@@ -77,17 +80,36 @@ pub fn join(parts: &[Part]) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// A newer format, an unknown command, or bytes that are no encoding.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Transaction>, CodecError> {
+    read(bytes, read_transaction)
+}
+
+/// The same, each with its encoding, to be joined with others.
+///
+/// # Errors
+/// As `decode`.
+pub fn decode_parts(bytes: &[u8]) -> Result<Vec<(Transaction, Part)>, CodecError> {
+    read(bytes, |input| {
+        let mut begins = *input;
+        let transaction = read_transaction(input)?;
+        let bytes = begins.take(begins.left() - input.left(), "a transaction")?.to_vec();
+        let format = transaction_format(&transaction);
+        Ok((transaction, Part { bytes, format }))
+    })
+}
+
+fn read<T>(bytes: &[u8], one: impl FnMut(&mut Reader<'_>) -> Result<T, CodecError>) -> Result<Vec<T>, CodecError> {
     let mut input = Reader::new(bytes);
     let found = input.u16("the format number")?;
     if found == 0 || found > FORMAT {
         return Err(CodecError::Format { found });
     }
-    let transactions = input.list("the number of transactions", |input| {
-        let ops = input.list("the number of commands", read_op)?;
-        Ok(Transaction { ops })
-    })?;
+    let all = input.list("the number of transactions", one)?;
     input.end("the transactions")?;
-    Ok(transactions)
+    Ok(all)
+}
+
+fn read_transaction(input: &mut Reader<'_>) -> Result<Transaction, CodecError> {
+    Ok(Transaction { ops: input.list("the number of commands", read_op)? })
 }
 
 fn write_op(out: &mut Writer, op: &Op) -> Result<(), CodecError> {
