@@ -12,6 +12,7 @@ use openraft::type_config::alias::SnapshotOf;
 use openraft::{ChangeMembers, SnapshotMeta};
 
 use crate::adapter::{SnapshotHandle, Types, ballot, from_entry, log_id, membership_of, position, vote_of};
+use crate::batch::{ProposeError, Proposed};
 use crate::handle::Raft;
 use crate::members::Member;
 use crate::peers::Message;
@@ -23,6 +24,11 @@ const CHANGE_WITHIN: Duration = Duration::from_secs(5);
 /// Who has acknowledged something this long ago lives.
 const LIVE_WITHIN: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(50);
+
+/// Whether the state says what became of it.
+fn is_decided(result: &Proposed) -> bool {
+    matches!(result, Ok(_) | Err(ProposeError::Rejected { .. }))
+}
 
 /// How much of a snapshot has come.
 #[derive(Debug, Default)]
@@ -121,7 +127,9 @@ impl Raft {
                 Ok(parts) => {
                     let parts = parts.into_iter().map(|(transaction, part)| (transaction, Some(part)));
                     let results = self.propose_in(None, parts).await;
-                    Answer::Proposed { results, index: self.inner().shared.applied() }
+                    // What was not decided is in no entry: with all of it turned away there is nothing to wait for.
+                    let decided = results.iter().any(is_decided);
+                    Answer::Proposed { results, index: if decided { self.inner().shared.applied() } else { 0 } }
                 }
                 Err(error) => failed(&error),
             },

@@ -22,6 +22,10 @@ use tokio::time::Instant;
 struct Wires {
     servers: Mutex<HashMap<String, Raft>>,
     cut: Mutex<HashSet<(String, String)>>,
+    /// Between whom only bulk passes: writes that are forwarded, and snapshots.
+    hushed: Mutex<HashSet<(String, String)>>,
+    /// Questions of bulk that got through.
+    bulky: AtomicU32,
     /// Levels of servers that say another one than they have.
     lies: Mutex<HashMap<String, u32>>,
     /// Messages with writes, and parts of snapshots.
@@ -47,14 +51,20 @@ impl Peers for Plug {
         let address = address.to_owned();
         self.wires.bulk.fetch_add(bulk.into(), Ordering::Relaxed);
         Box::pin(async move {
-            let lost =
-                |from: &str, to: &str| self.wires.cut.lock().unwrap().contains(&(from.to_owned(), to.to_owned()));
+            let lost = |from: &str, to: &str| {
+                let way = (from.to_owned(), to.to_owned());
+                let hushed = !bulk && self.wires.hushed.lock().unwrap().contains(&way);
+                hushed || self.wires.cut.lock().unwrap().contains(&way)
+            };
             let server = self.wires.servers.lock().unwrap().get(&address).cloned();
             let Some(server) = server else {
                 return Err(PeerError::Unreachable { address, reason: "nobody is there".to_owned() });
             };
             if lost(&self.from, &address) {
                 std::future::pending::<()>().await;
+            }
+            if bulk {
+                self.wires.bulky.fetch_add(1, Ordering::Relaxed);
             }
             let answer = server.answer(&self.wires.said(&self.from, question)).await;
             if lost(&address, &self.from) {
@@ -150,8 +160,13 @@ impl Site {
         }
     }
 
+    fn hush(&self, one: usize, other: usize) {
+        self.wires.hushed.lock().unwrap().extend([(address(one), address(other)), (address(other), address(one))]);
+    }
+
     fn heal(&self) {
         self.wires.cut.lock().unwrap().clear();
+        self.wires.hushed.lock().unwrap().clear();
     }
 }
 
@@ -255,6 +270,27 @@ async fn a_write_on_the_cut_off_leader_is_uncertain_and_never_acknowledged() {
     until("the old leader follows", || has(&servers[0], "other")).await;
     let hashes = || servers.iter().map(|raft| raft.metrics().state_hash).collect::<HashSet<_>>();
     until("the states are the same", || hashes().len() == 1).await;
+    shut(servers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_the_leader_turned_away_is_tried_again_at_once_also_by_a_server_that_is_behind() {
+    let site = Site::new();
+    let servers = site.three().await;
+    site.hush(1, 2);
+    servers[0].propose(create("missed")).await.unwrap();
+    // Its followers are silent: the leader takes nothing now, but knows of no other.
+    site.isolate(3);
+    let silent = || servers[0].health().get(&3).and_then(|health| health.silent);
+    until("the leader has no majority", || silent().is_some_and(|silent| silent > Duration::from_secs(1))).await;
+    assert!(servers[0].is_leader() && !has(&servers[1], "missed"));
+    let before = site.wires.bulky.load(Ordering::Relaxed);
+    let writer = servers[1].clone();
+    let writing = tokio::spawn(async move { writer.propose(create("asked for")).await });
+    until("it is asked again", || site.wires.bulky.load(Ordering::Relaxed) > before + 2).await;
+    site.heal();
+    writing.await.unwrap().unwrap();
+    until("it has caught up", || has(&servers[1], "asked for")).await;
     shut(servers).await;
 }
 
