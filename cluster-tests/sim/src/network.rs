@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_raft::PeerError;
@@ -11,6 +12,10 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::oneshot;
 
 use crate::server::server_at;
+
+/// As the real wire: a connection says something every second, and is dead when nothing came back in another. Whoever
+/// waits for an answer on it hears of that, however long it is ready to wait for a server that is slow.
+const SILENT: Duration = Duration::from_secs(2);
 
 /// Who waits for an answer.
 pub type Reply = oneshot::Sender<Result<Bytes, PeerError>>;
@@ -162,10 +167,10 @@ pub struct Plug {
 }
 
 impl Plug {
-    /// Asks whoever is at an address. What is lost is never answered: the asker's own patience ends this.
+    /// Asks whoever is at an address.
     ///
     /// # Errors
-    /// Nobody listens there.
+    /// Nobody listens there; or question or answer was lost, which is noticed as late as on the real wire.
     pub async fn carry(&self, address: String, kind: Kind, question: Bytes) -> Result<Bytes, PeerError> {
         let Some(to) = server_at(&address) else {
             return Err(PeerError::Unreachable { address, reason: "no such server".to_owned() });
@@ -174,7 +179,10 @@ impl Plug {
         self.network.ask(self.from, to, kind, question, reply);
         match answer.await {
             Ok(answer) => answer,
-            Err(_) => std::future::pending().await,
+            Err(_) => {
+                tokio::time::sleep(SILENT).await;
+                Err(PeerError::Lost { address, reason: "the connection is dead".to_owned() })
+            }
         }
     }
 }

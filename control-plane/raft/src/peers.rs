@@ -52,6 +52,9 @@ pub enum PeerError {
 /// servers of this cluster.
 pub trait Peers: Send + Sync + 'static {
     /// One question. `bulk` goes over a connection of its own, so that much data does not delay beats.
+    ///
+    /// What cannot be answered any more, because the connection is dead, is `Lost` within a few seconds. Nobody else says so: the
+    /// asker waits as long as a server may take that is merely slow, half a minute for a part of a snapshot.
     fn ask(&self, address: &str, bulk: bool, question: Message, within: Duration) -> Carried<'_>;
 }
 
