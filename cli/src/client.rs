@@ -336,7 +336,11 @@ fn tls(authority: &[u8], cert: &[u8], key: &[u8]) -> Result<rustls::ClientConfig
         .collect::<Result<_, _>>()
         .map_err(|error| format!("its client certificate cannot be read: {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("its client key cannot be read: {error}"))?;
-    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    // Also on a machine that has woken in 1970.
+    let authority = std::str::from_utf8(authority).map_err(|_| "its authority is not text".to_owned())?;
+    let clock =
+        coracle_protocol::tls::clock(authority).map_err(|error| format!("its authority cannot be used: {error}"))?;
+    rustls::ClientConfig::builder_with_details(Arc::new(rustls::crypto::ring::default_provider()), clock)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use coracle_base::Generation;
 
 use crate::codec::{CodecError, Reader, Writer};
-use crate::store::{State, to_names};
+use crate::store::{State, Words, to_names};
 use crate::{Limits, Object, Store, View, codec, hash};
 
 /// The newest format this release writes and reads.
@@ -136,6 +136,7 @@ fn record(tag: u8, body: Writer) -> Result<Vec<u8>, CodecError> {
 #[derive(Debug, Default)]
 pub struct Restore {
     state: State,
+    words: Words,
     started: bool,
     tail: Option<(u64, u64)>,
 }
@@ -193,7 +194,7 @@ impl Restore {
     }
 
     fn object(&mut self, body: &mut Reader<'_>) -> Result<(), SnapshotError> {
-        let key = codec::read_key(body)?;
+        let key = self.words.share(&codec::read_key(body)?);
         let uid: Arc<str> = body.shared("a uid")?;
         let revision = body.u64("a revision")?;
         let names = to_names(&codec::read_claims(body)?);
@@ -222,7 +223,7 @@ impl Restore {
         if objects != self.state.view.len() as u64 {
             return Err(SnapshotError::Incomplete);
         }
-        let store = Store::from_state(self.state, limits);
+        let store = Store::from_state(self.state, self.words, limits);
         let found = store.state_hash();
         if found == expected { Ok(store) } else { Err(SnapshotError::Hash { expected, found }) }
     }

@@ -64,7 +64,27 @@ pub struct Store {
     limits: Limits,
     warm: Warm,
     /// Resources and namespaces repeat in every key: one copy of each.
-    words: BTreeSet<Arc<str>>,
+    words: Words,
+}
+
+/// Words that many keys share.
+#[derive(Debug, Default)]
+pub(crate) struct Words(BTreeSet<Arc<str>>);
+
+impl Words {
+    /// The key with shared resource and namespace; the cap keeps words of strangers from piling up for ever.
+    pub fn share(&mut self, key: &Key) -> Key {
+        let mut share = |word: &Arc<str>| {
+            if let Some(known) = self.0.get(word) {
+                return known.clone();
+            }
+            if self.0.len() < 4096 {
+                self.0.insert(word.clone());
+            }
+            word.clone()
+        };
+        Key { resource: share(&key.resource), namespace: share(&key.namespace), name: key.name.clone() }
+    }
 }
 
 impl Store {
@@ -74,9 +94,9 @@ impl Store {
         Self { limits, ..Self::default() }
     }
 
-    pub(crate) fn from_state(state: State, limits: Limits) -> Self {
+    pub(crate) fn from_state(state: State, words: Words, limits: Limits) -> Self {
         let history = History::starting_at(state.view.revision());
-        Self { state, history, limits, ..Self::default() }
+        Self { state, history, limits, words, ..Self::default() }
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -221,7 +241,7 @@ impl Store {
         self.check_claims(key, claims)?;
         let mut tree = value.clone();
         tree["metadata"]["generation"] = json!(1);
-        let key = self.shared(key);
+        let key = self.words.share(key);
         let object = self.build(key, uid, tree)?;
         let claims = Some(to_names(claims));
         Ok(Outcome::Stored(self.put(object, None, claims, events)))
@@ -422,20 +442,6 @@ impl Store {
     fn advance(&mut self, revision: Revision) {
         let epoch = self.state.view.epoch();
         self.state.view.set_generation(Generation { epoch, revision });
-    }
-
-    // The key with shared resource and namespace; the cap keeps words of strangers from piling up for ever.
-    fn shared(&mut self, key: &Key) -> Key {
-        let mut share = |word: &Arc<str>| {
-            if let Some(known) = self.words.get(word) {
-                return known.clone();
-            }
-            if self.words.len() < 4096 {
-                self.words.insert(word.clone());
-            }
-            word.clone()
-        };
-        Key { resource: share(&key.resource), namespace: share(&key.namespace), name: key.name.clone() }
     }
 }
 
