@@ -44,7 +44,7 @@ impl Shown {
     /// As agents of other nodes need it.
     fn of_table(object: &Object) -> Self {
         let whole = Self::whole(object);
-        if *object.key.resource == *NODES { Self { json: reduced(object.tree()), ..whole } } else { whole }
+        if *object.key.resource == *NODES { Self { json: reduced(&object.peek()), ..whole } } else { whole }
     }
 }
 
@@ -342,7 +342,8 @@ impl Board {
         let there = event.kind != EventKind::Deleted;
         for (pod, is_now) in [(Some(&event.object), there), (event.prior.as_ref(), false)] {
             let Some(pod) = pod else { continue };
-            let Some(node) = pod.tree()["spec"]["nodeName"].as_str() else { continue };
+            let tree = pod.peek();
+            let Some(node) = tree["spec"]["nodeName"].as_str() else { continue };
             for session in self.by_node.get(node).into_iter().flatten() {
                 let Some(seat) = self.seats.get_mut(session) else { continue };
                 seat.own = true;
@@ -399,8 +400,8 @@ impl Board {
     }
 }
 
-/// The ConfigMaps and Secrets a pod names.
+/// The ConfigMaps and Secrets a pod names. Its tree is not kept for this: a server would keep one for every pod of its agents.
 pub(super) fn reads_of(pod: &Object) -> impl Iterator<Item = Key> {
     let namespace = pod.key.namespace.clone();
-    references(pod.tree()).into_iter().map(move |(resource, name)| Key::new(resource, namespace.clone(), name))
+    references(&pod.peek()).into_iter().map(move |(resource, name)| Key::new(resource, namespace.clone(), name))
 }

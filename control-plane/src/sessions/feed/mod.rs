@@ -5,7 +5,7 @@
 mod board;
 mod reduced;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -87,11 +87,12 @@ impl Feeds {
         };
         let _seat = Leave(&self, session);
         let mut sent: BTreeMap<Key, u64> = BTreeMap::new();
+        let mut known = Reads::default();
         loop {
             let Some(news) = self.board().news(session) else { return };
             let mut difference = Difference::new(&news, &node);
             if news.own {
-                let (own, reads) = own(&news.view, &node);
+                let (own, reads) = own(&news.view, &node, &mut known);
                 difference.own(own, &mut sent, news.held);
                 self.board().reads(session, reads);
             }
@@ -153,17 +154,27 @@ impl Drop for Leave<'_> {
     }
 }
 
+/// What each pod of a node reads, and the revision in which it does: a pod is read anew only when it has changed.
+type Reads = HashMap<Key, (u64, Vec<Key>)>;
+
 /// The objects of a node alone, and the names of what its pods read, whether or not it is there.
-fn own(view: &View, node: &str) -> (BTreeMap<Key, Arc<Shown>>, HashSet<Key>) {
+fn own(view: &View, node: &str, known: &mut Reads) -> (BTreeMap<Key, Arc<Shown>>, HashSet<Key>) {
     let (mut own, mut reads) = (BTreeMap::new(), HashSet::new());
     let mut add = |object: &coracle_store::Object| own.insert(object.key.clone(), Arc::new(Shown::whole(object)));
     if let Some(itself) = view.find("nodes", "", node) {
         add(itself);
     }
+    let mut now = Reads::with_capacity(known.len());
     for pod in view.pods_on(node) {
         add(pod);
-        reads.extend(reads_of(pod));
+        let of_pod = match known.remove(&pod.key) {
+            Some((revision, of_pod)) if revision == pod.revision => of_pod,
+            _ => reads_of(pod).collect(),
+        };
+        reads.extend(of_pod.iter().cloned());
+        now.insert(pod.key.clone(), (pod.revision, of_pod));
     }
+    *known = now;
     for object in reads.iter().filter_map(|key| view.get(key)) {
         add(object);
     }
