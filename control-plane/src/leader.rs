@@ -27,6 +27,10 @@ const APART: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_secs(1);
 /// And when a look takes long, only so much of the time: one in twenty at most.
 const LOOK_SHARE: u32 = 20;
+/// After a round the planners rest for as long as they planned, so that what changes meanwhile is looked at together; not when that
+/// was next to nothing, and not for long.
+const ROUND_IS_SHORT: Duration = Duration::from_millis(5);
+const LONGEST_REST: Duration = Duration::from_millis(200);
 /// A round that only made refused proposals is not repeated at once: the objects it fights over must change first.
 const AFTER_REFUSAL: Duration = Duration::from_millis(50);
 /// And the longest pause while all is refused.
@@ -121,9 +125,9 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
         if timed {
             keep_own_objects(&*memory, duties).await;
         }
-        let refused = round(&*memory, sessions, work, (&mut unheard, &mut rests), seen.as_ref(), timed).await;
-        seen = refused.view;
-        if refused.only_refused {
+        let done = round(&*memory, sessions, work, (&mut unheard, &mut rests), seen.as_ref(), timed).await;
+        seen = done.view;
+        if done.only_refused {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = drain.signaled() => return,
@@ -137,6 +141,13 @@ async fn lead(duties: &Duties, drain: &DrainWatch) {
         }
         timed = false;
         pause = AFTER_REFUSAL;
+        if done.planned > ROUND_IS_SHORT {
+            tokio::select! {
+                // Cancel safe both.
+                () = tokio::time::sleep(done.planned.min(LONGEST_REST)) => {}
+                () = drain.signaled() => return,
+            }
+        }
         tokio::select! {
             // Cancel safe all: a change stays marked as unseen, a tick comes again.
             changed = changes.changed() => if changed.is_err() { return },
@@ -204,6 +215,8 @@ struct Round {
     view: Option<View>,
     /// Proposals were made and every one was refused.
     only_refused: bool,
+    /// How long was planned.
+    planned: Duration,
 }
 
 async fn round(
@@ -216,12 +229,13 @@ async fn round(
 ) -> Round {
     let first = memory.view();
     let changed = changed_resources(memory, seen, &first);
-    let (mut made, mut refused) = (0_usize, 0_usize);
+    let (mut made, mut refused, mut all_planned) = (0_usize, 0_usize, Duration::ZERO);
     let mut mark =
         |name: &'static str, planned: Duration, outcomes: &[Result<Vec<coracle_store::Outcome>, ProposeError>]| {
             let bad = outcomes.iter().filter(|outcome| outcome.is_err()).count();
             made += outcomes.len();
             refused += bad;
+            all_planned += planned;
             for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
                 match error {
                     ProposeError::Rejected { .. } => tracing::debug!(controller = name, %error, "a plan was overtaken"),
@@ -264,7 +278,7 @@ async fn round(
         mark(controller.name, planned, &outcomes);
     }
     // The view before the round: what the round itself changed is looked at in the next one.
-    Round { view: Some(first), only_refused: made > 0 && made == refused }
+    Round { view: Some(first), only_refused: made > 0 && made == refused, planned: all_planned }
 }
 
 /// The resources that changed since the last round; `None` when that cannot be told, which means all.

@@ -29,6 +29,9 @@ use crate::wire::{Answer, Request};
 /// Proposals that wait at most; each is at most an object, and beyond this a client is told to come back.
 const QUEUE: usize = 4096;
 
+/// And so many of one caller: what an entry carries.
+const AT_ONCE: usize = 1024;
+
 /// Each question of a server that joins or leaves.
 const JOIN_WITHIN: Duration = Duration::from_secs(6);
 /// A planned change of the leader takes a few round trips.
@@ -508,13 +511,17 @@ impl Raft {
             needs if needs > level => Err(ProposeError::Early { needs, level }),
             _ => self.queue(term, transaction, part),
         };
-        let waiting: Vec<_> = transactions.map(queue).collect();
-        let mut answers = Vec::with_capacity(waiting.len());
-        for waiting in waiting {
-            answers.push(match waiting {
-                Ok(waiting) => waiting.await.unwrap_or(Err(ProposeError::Stopped)),
-                Err(error) => Err(error),
-            });
+        let mut transactions = transactions.map(queue).peekable();
+        let mut answers = Vec::new();
+        // Who has more to say than the queue holds says it bit by bit, and leaves room for others.
+        while transactions.peek().is_some() {
+            let waiting: Vec<_> = transactions.by_ref().take(AT_ONCE).collect();
+            for waiting in waiting {
+                answers.push(match waiting {
+                    Ok(waiting) => waiting.await.unwrap_or(Err(ProposeError::Stopped)),
+                    Err(error) => Err(error),
+                });
+            }
         }
         answers
     }

@@ -736,3 +736,18 @@ async fn writes_of_many_callers_share_the_way_to_the_leader_and_each_keeps_its_o
     let messages = site.wires.bulk.load(Ordering::Relaxed) - before;
     assert!(messages <= CALLERS / 4, "{messages} messages for {CALLERS} callers");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_caller_may_say_more_than_the_queue_holds() {
+    let site = Site::new();
+    let server = site.first().await;
+    // Of objects that are not there: each comes to nothing, and is answered.
+    let status = |number: usize| -> Transaction {
+        let key = Key::new("pods", "default", format!("p{number}"));
+        Op::Status { key, uid: "u".into(), status: Arc::new(json!({})) }.into()
+    };
+    let answers = server.propose_here((0..10_000).map(status).collect()).await;
+    assert_eq!(answers.len(), 10_000);
+    assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|answer| answer.is_err()));
+    shut([server]).await;
+}
