@@ -229,6 +229,17 @@ impl Vm {
         (head.starts_with("HTTP/1.1 200") || head.starts_with("HTTP/1.0 200")).then(|| body.to_owned())
     }
 
+    /// One replica of the demo app is sent to ask another by its name, until it can; seconds.
+    ///
+    /// # Panics
+    /// It cannot.
+    pub fn asked(&mut self, service: &str) -> f64 {
+        let took = self.wait("one replica to ask another by its name", |vm| {
+            vm.http(service, "/ask?host=hello").is_some_and(|answer| answer.contains("hello from"))
+        });
+        took.as_secs_f64()
+    }
+
     /// Polls until `done`; how long that took.
     ///
     /// # Panics

@@ -58,14 +58,6 @@ fn look(vm: &mut Vm) -> Seen {
     seen
 }
 
-/// One replica is sent to ask another by name, until it can.
-fn asked(vm: &mut Vm, service: &str) -> f64 {
-    let took = vm.wait("one replica to ask another by its name", |vm| {
-        vm.http(service, "/ask?host=hello").is_some_and(|answer| answer.contains("hello from"))
-    });
-    took.as_secs_f64()
-}
-
 #[test]
 fn demo_and_kills_under_systemd() {
     if !vm::possible() {
@@ -116,7 +108,7 @@ fn demo(vm: &mut Vm) -> String {
     let object = vm.get("svc/hello");
     let host = object["spec"]["clusterIP"].as_str().unwrap_or_default();
     let service = format!("{host}:{}", object["spec"]["ports"][0]["port"]);
-    println!("Service -> answer by name: {:.1} s", asked(vm, &service));
+    println!("Service -> answer by name: {:.1} s", vm.asked(&service));
     service
 }
 
@@ -149,7 +141,7 @@ fn kills(vm: &mut Vm, service: &str) {
         let started = Instant::now();
         assert!(vm.http(service, "/").is_some(), "the Service must answer without `coracle`");
         survived(vm, round, &known, &kernel);
-        println!("kill {round} -> all answers: {:.1} s, {:.1} s", started.elapsed().as_secs_f64(), asked(vm, service));
+        println!("kill {round} -> all answers: {:.1} s, {:.1} s", started.elapsed().as_secs_f64(), vm.asked(service));
     }
     // One after the other as fast as systemd starts it: most hit a start.
     let storm = "for kill in 1 2 3 4 5 6; do for try in $(seq 100); do \
@@ -215,13 +207,13 @@ fn stop_and_start(vm: &mut Vm, service: &str) {
     assert!(vm.http(service, "/").is_some(), "the Service must answer without `coracle`");
     vm.must("systemctl start coracle");
     survived(vm, 1, &known, &kernel);
-    asked(vm, service);
+    vm.asked(service);
 }
 
 /// Debian's own rules begin with taking all others away, and networkd looks over every link when it starts.
 fn others_change_the_network(vm: &mut Vm, service: &str) {
     vm.must("systemctl restart nftables systemd-networkd");
-    println!("rules flushed -> answer by name: {:.1} s", asked(vm, service));
+    println!("rules flushed -> answer by name: {:.1} s", vm.asked(service));
 }
 
 /// The machine goes dark and comes back: the unit starts by itself, and the same pods run in new containers.
@@ -231,7 +223,7 @@ fn power_cut(vm: &mut Vm, service: &str) {
     vm.cut_power();
     println!("power cut -> systemd has all up: {:.1} s", started.elapsed().as_secs_f64());
     vm.wait("three containers", |vm| vm.must(CONTAINERS).lines().count() == 3);
-    asked(vm, service);
+    vm.asked(service);
     let mut seen = Seen::default();
     vm.wait("three ready replicas", |vm| {
         seen = look(vm);

@@ -10,11 +10,12 @@ use openraft::vote::leader_id_adv::LeaderId;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::adapter::{Batch, Engine, Types};
+use crate::groups::Groups;
 use crate::wal::WriterStats;
 
 /// The most one entry carries, in bytes and in transactions.
-const ENTRY_BYTES: usize = 1 << 20;
-const ENTRY_TRANSACTIONS: usize = 1024;
+pub(crate) const ENTRY_BYTES: usize = 1 << 20;
+pub(crate) const ENTRY_TRANSACTIONS: usize = 1024;
 
 /// A write that no majority has taken in this time may still happen; whoever waits for it is told so.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
@@ -112,26 +113,15 @@ impl Lead {
 }
 
 /// Takes proposals until every sender is gone; what is queued then is still proposed.
-pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut lead: Lead, mut queue: mpsc::Receiver<Proposal>) {
-    // A proposal that did not fit begins the next entry.
-    let mut carried: Option<Proposal> = None;
-    loop {
-        let first = match carried.take() {
-            Some(first) => first,
-            None => match queue.recv().await {
-                Some(first) => first,
-                None => return,
-            },
-        };
+pub(crate) async fn run(engine: Engine, stats: Arc<WriterStats>, mut lead: Lead, queue: mpsc::Receiver<Proposal>) {
+    let mut queue = Groups::of(queue);
+    while let Some(first) = queue.first().await {
         let (mut bytes, mut term) = (first.part.size(), first.term);
         let mut taken = vec![first];
-        while bytes < ENTRY_BYTES && taken.len() < ENTRY_TRANSACTIONS {
-            let Ok(next) = queue.try_recv() else { break };
+        while let Some(next) = queue.next_if(|next| {
             let other_term = next.term.is_some_and(|next| term.is_some_and(|term| term != next));
-            if other_term || bytes + next.part.size() > ENTRY_BYTES {
-                carried = Some(next);
-                break;
-            }
+            !other_term && bytes + next.part.size() <= ENTRY_BYTES && taken.len() < ENTRY_TRANSACTIONS
+        }) {
             bytes += next.part.size();
             // Those of any term go with the others: when the term is over they are told to find the leader, as they would be then.
             term = term.or(next.term);

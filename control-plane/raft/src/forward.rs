@@ -9,7 +9,8 @@ use openraft::errors::RaftError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::batch::{ProposeError, Proposed};
+use crate::batch::{ENTRY_BYTES, ENTRY_TRANSACTIONS, ProposeError, Proposed};
+use crate::groups::Groups;
 use crate::handle::Raft;
 use crate::members::Member;
 use crate::peers::PeerError;
@@ -24,10 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A forwarded write is answered within this or counts as lost.
 const FORWARD_WITHIN: Duration = Duration::from_secs(12);
 const READ_WITHIN: Duration = Duration::from_secs(2);
-/// What one message carries: as much as becomes an entry.
-const FORWARD_BYTES: usize = 1 << 20;
-const FORWARD_TRANSACTIONS: usize = 1024;
-/// Messages with writes under way at once: one is answered while the next is on its way, and what comes meanwhile goes together.
+/// Messages with writes under way at once, each of what becomes an entry: one is answered while the next is on its way, and what comes meanwhile goes together.
 const FORWARDS: usize = 2;
 /// Writes and readers that wait at most.
 const WAITING: usize = 4096;
@@ -46,18 +44,10 @@ pub(crate) fn forwards() -> (mpsc::Sender<Forward>, mpsc::Receiver<Forward>) {
 }
 
 /// Whatever queued while messages before were under way goes to the leader in one.
-pub(crate) async fn forward_rounds(raft: Raft, mut queue: mpsc::Receiver<Forward>) {
+pub(crate) async fn forward_rounds(raft: Raft, queue: mpsc::Receiver<Forward>) {
     let ways = Arc::new(Semaphore::new(FORWARDS));
-    // One that did not fit begins the next message.
-    let mut carried: Option<Forward> = None;
-    loop {
-        let first = match carried.take() {
-            Some(first) => first,
-            None => match queue.recv().await {
-                Some(first) => first,
-                None => return,
-            },
-        };
+    let mut queue = Groups::of(queue);
+    while let Some(first) = queue.first().await {
         // Cancel safe: a way that was not had is not taken.
         let Ok(Ok(way)) = tokio::time::timeout_at(first.since + PATIENCE, ways.clone().acquire_owned()).await else {
             // Nothing was said to anybody: it did not happen.
@@ -66,12 +56,10 @@ pub(crate) async fn forward_rounds(raft: Raft, mut queue: mpsc::Receiver<Forward
         };
         let (mut bytes, mut count) = (first.bytes, first.parts.len());
         let mut taken = vec![first];
-        while let Ok(next) = queue.try_recv() {
+        while let Some(next) =
+            queue.next_if(|next| bytes + next.bytes <= ENTRY_BYTES && count + next.parts.len() <= ENTRY_TRANSACTIONS)
+        {
             (bytes, count) = (bytes + next.bytes, count + next.parts.len());
-            if bytes > FORWARD_BYTES || count > FORWARD_TRANSACTIONS {
-                carried = Some(next);
-                break;
-            }
             taken.push(next);
         }
         // Whoever went away before it was sent wants nothing any more.
@@ -174,7 +162,7 @@ impl Raft {
             let mut unwritable = None;
             while let (None, Some(next)) = (&unwritable, transactions.peek()) {
                 match codec::encode_part(next) {
-                    Ok(part) if !parts.is_empty() && bytes + part.size() > FORWARD_BYTES => break,
+                    Ok(part) if !parts.is_empty() && bytes + part.size() > ENTRY_BYTES => break,
                     Ok(part) => {
                         bytes += part.size();
                         parts.push(part);

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::adapter::{Engine, LogStore, Machine, Network, Shared, Types, members_of};
-use crate::batch::{self, Proposal, ProposeError, Proposed, is_frugal};
+use crate::batch::{self, ENTRY_TRANSACTIONS, Proposal, ProposeError, Proposed, is_frugal};
 use crate::disk::{Disk, RealDisk};
 use crate::forward::{Forward, Reader, forwards, readers};
 use crate::identity::{self, Identity, IdentityError, Lock};
@@ -28,9 +28,6 @@ use crate::wire::{Answer, Request};
 
 /// Proposals that wait at most; each is at most an object, and beyond this a client is told to come back.
 const QUEUE: usize = 4096;
-
-/// And so many of one caller: what an entry carries.
-const AT_ONCE: usize = 1024;
 
 /// Each question of a server that joins or leaves.
 const JOIN_WITHIN: Duration = Duration::from_secs(6);
@@ -515,7 +512,7 @@ impl Raft {
         let mut answers = Vec::new();
         // Who has more to say than the queue holds says it bit by bit, and leaves room for others.
         while transactions.peek().is_some() {
-            let waiting: Vec<_> = transactions.by_ref().take(AT_ONCE).collect();
+            let waiting: Vec<_> = transactions.by_ref().take(ENTRY_TRANSACTIONS).collect();
             for waiting in waiting {
                 answers.push(match waiting {
                     Ok(waiting) => waiting.await.unwrap_or(Err(ProposeError::Stopped)),

@@ -10,6 +10,7 @@ mod batch;
 pub mod disk;
 mod finder;
 mod forward;
+mod groups;
 mod handle;
 mod identity;
 mod inbox;

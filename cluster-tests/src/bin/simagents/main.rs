@@ -267,10 +267,12 @@ fn apply(api: &mut Api, pods: usize) -> Result<(BTreeMap<String, Instant>, usize
                 "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container]}}}});
         let asked = Instant::now();
         applied.insert(name, asked);
-        // Without a leader nothing has happened, and whoever waits asks again.
+        // Without a leader it did not happen, or nobody can tell: whoever waits asks again, and may then find it there.
+        let before = refused;
         loop {
             match api.request("POST", "/apis/apps/v1/namespaces/default/deployments", Some(&deployment)) {
                 Answered::Acknowledged(_) => break,
+                Answered::Refused { code: 409, .. } if refused > before => break,
                 Answered::Unknown(reason) if reason.starts_with("503") && asked.elapsed() < LEADERLESS => refused += 1,
                 answered => return Err(format!("a Deployment was not taken: {answered:?}")),
             }
