@@ -397,7 +397,7 @@ impl Sessions {
         let (parts, feed) = mpsc::channel(feed::PARTS);
         let have = hello.have.unwrap_or_default();
         let have = coracle_base::Generation { epoch: have.epoch, revision: have.revision };
-        let held = feed::Held { have, tables: hello.tables };
+        let held = feed::Held { have, tables: hello.tables, unpacks: hello.unpacks };
         tokio::spawn(self.inner.feeds.clone().run(session, node.clone(), held, parts));
         tokio::spawn(self.clone().listen(node, session, up));
         // The welcome waits in the first and goes before any feed.
@@ -407,15 +407,28 @@ impl Sessions {
 
     /// Runs one session to its end: reads what the agent says until the stream breaks.
     async fn listen(self, node: String, session: u64, mut up: impl Stream<Item = Result<FromAgent, Status>> + Unpin) {
-        // What could not be stored; the agent does not say it again.
-        let (mut unstored, mut pause) = (coracle_protocol::v1::Report::default(), RETRY_AFTER);
+        // What is not stored yet; the agent does not say it again.
+        let (mut waiting, mut at, mut pause) = (coracle_protocol::v1::Report::default(), Instant::now(), RETRY_AFTER);
+        // A report may wait for the log for a while. The beats behind it must not: a node is not dead because the log is slow.
+        let mut storing: Option<Pin<Box<dyn Future<Output = coracle_protocol::v1::Report> + Send>>> = None;
         loop {
             let message = tokio::select! {
                 // Cancel safe: a message that has not come whole stays in the stream.
-                message = up.next() => message,
-                () = tokio::time::sleep(pause), if !report::is_empty(&unstored) => {
-                    unstored = report::apply(&*self.inner.memory, &node, std::mem::take(&mut unstored)).await;
-                    pause = (pause * 2).min(RETRY_AT_MOST);
+                message = up.next(), if report::len(&waiting) < report::MOST_WAITING => message,
+                // Cancel safe: it stays where it is.
+                left = async { storing.as_mut().expect("there is one").await }, if storing.is_some() => {
+                    storing = None;
+                    if !report::is_empty(&left) {
+                        at = Instant::now() + pause;
+                        pause = (pause * 2).min(RETRY_AT_MOST);
+                    }
+                    waiting = report::merged(left, std::mem::take(&mut waiting));
+                    continue;
+                }
+                () = tokio::time::sleep_until(at), if storing.is_none() && !report::is_empty(&waiting) => {
+                    let (memory, node, report) =
+                        (self.inner.memory.clone(), node.clone(), std::mem::take(&mut waiting));
+                    storing = Some(Box::pin(async move { report::apply(&*memory, &node, report).await }));
                     continue;
                 }
             };
@@ -427,9 +440,8 @@ impl Sessions {
                     from_agent::Message::Settled(settled) => self.inner.rounds.settled(settled.ticket, &node),
                     from_agent::Message::Report(mut newer) => {
                         self.leave(&node, std::mem::take(&mut newer.leaving));
-                        let whole = report::merged(std::mem::take(&mut unstored), newer);
-                        unstored = report::apply(&*self.inner.memory, &node, whole).await;
-                        pause = RETRY_AFTER;
+                        waiting = report::merged(std::mem::take(&mut waiting), newer);
+                        (at, pause) = (Instant::now(), RETRY_AFTER);
                     }
                     from_agent::Message::Hello(_) => {
                         tracing::warn!(node, "a second hello in one session is ignored");
@@ -445,12 +457,15 @@ impl Sessions {
                 None => break,
             }
         }
-        let mut agents = self.agents();
-        if let Some(entry) = agents.get_mut(&node)
+        if let Some(entry) = self.agents().get_mut(&node)
             && entry.session == session
         {
             entry.connected = false;
             self.inner.rounds.gone(&node);
+        }
+        // The agent says all that is not stored again in its next session.
+        if let Some(storing) = storing {
+            storing.await;
         }
     }
 
@@ -518,4 +533,134 @@ fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_api::{BoxFuture, ProposeError, Proposed};
+    use coracle_protocol::v1::{Beat, PodStatus, Report};
+    use coracle_store::{Event, Key, Limits, Op, Store, Transaction, View};
+    use serde_json::json;
+
+    use super::*;
+
+    /// A log that takes nothing until it is told to.
+    struct Slow {
+        store: Mutex<Store>,
+        flows: tokio::sync::watch::Sender<bool>,
+    }
+
+    impl Memory for Slow {
+        fn view(&self) -> View {
+            self.store.lock().unwrap().view()
+        }
+
+        fn events_after(&self, _: u64, _: Option<&str>) -> Option<Vec<Event>> {
+            None
+        }
+
+        fn changes(&self) -> tokio::sync::watch::Receiver<coracle_base::Generation> {
+            unreachable!("nobody is fed")
+        }
+
+        fn propose(&self, _: Transaction) -> BoxFuture<'_, Proposed> {
+            unreachable!("reports go together")
+        }
+
+        fn propose_many(&self, transactions: Vec<Transaction>) -> BoxFuture<'_, Vec<Proposed>> {
+            Box::pin(async move {
+                let _ = self.flows.subscribe().wait_for(|flows| *flows).await;
+                let rejected = |(index, rejection)| ProposeError::Rejected { index, rejection };
+                self.store
+                    .lock()
+                    .unwrap()
+                    .apply(&transactions)
+                    .into_iter()
+                    .map(|outcome| outcome.map_err(rejected))
+                    .collect()
+            })
+        }
+
+        fn read_barrier(&self) -> BoxFuture<'_, Result<View, ProposeError>> {
+            unreachable!("nobody reads")
+        }
+    }
+
+    fn sessions(memory: Arc<Slow>) -> Sessions {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::open(dir.path(), "test").unwrap());
+        let plan = NetworkPlan {
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            node_prefix: 24,
+            domain: "cluster.local".to_owned(),
+        };
+        Sessions::new(memory, "c".to_owned(), plan, authority)
+    }
+
+    fn status(phase: &str) -> from_agent::Message {
+        let pod = PodStatus {
+            namespace: "default".to_owned(),
+            name: "p".to_owned(),
+            uid: "u".to_owned(),
+            status: json!({"phase": phase}).to_string().into_bytes(),
+        };
+        from_agent::Message::Report(Report { pods: vec![pod], ..Report::default() })
+    }
+
+    async fn until(what: &str, mut look: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !look() {
+            assert!(Instant::now() < end, "{what}: not within 10 s");
+            tokio::time::sleep(Duration::from_millis(5)).await; // poll
+        }
+    }
+
+    #[tokio::test]
+    async fn beats_are_heard_while_the_log_takes_no_report_and_the_newest_word_is_stored() {
+        let memory = Arc::new(Slow {
+            store: Mutex::new(Store::new(Limits::default())),
+            flows: tokio::sync::watch::Sender::new(false),
+        });
+        let pod = json!({
+            "metadata": {"name": "p", "namespace": "default", "uid": "u"}, "spec": {"nodeName": "n"},
+        });
+        let op = Op::Create { key: Key::new("pods", "default", "p"), value: Arc::new(pod), claims: Vec::new() };
+        assert!(memory.store.lock().unwrap().apply(&[op.into()])[0].is_ok());
+        let sessions = sessions(memory.clone());
+        let entry = AgentEntry {
+            session: 1,
+            last_beat: Instant::now(),
+            sent_boottime_ms: 0,
+            connected: true,
+            settles: false,
+            down: mpsc::channel(1).0,
+        };
+        sessions.agents().insert("n".to_owned(), entry);
+        let (up, received) = mpsc::channel(8);
+        let listening = tokio::spawn(sessions.clone().listen("n".to_owned(), 1, ReceiverStream::new(received)));
+        let say = async |message| up.send(Ok(FromAgent { message: Some(message) })).await.unwrap();
+        let beat = |at| from_agent::Message::Beat(Beat { sent_boottime_ms: at });
+        let phase = || memory.view().find("pods", "default", "p").map(|pod| pod.peek()["status"]["phase"].clone());
+
+        say(status("Pending")).await;
+        say(beat(1)).await;
+        say(status("Running")).await;
+        say(status("Failed")).await;
+        say(beat(2)).await;
+        until("the beat behind three reports is heard", || sessions.agents()["n"].sent_boottime_ms == 2).await;
+        assert_eq!(phase(), Some(serde_json::Value::Null), "nothing was stored yet");
+        memory.flows.send_replace(true);
+        until("the newest word is stored", || phase() == Some(json!("Failed"))).await;
+
+        // A session that ends is over at once, whatever the log does.
+        memory.flows.send_replace(false);
+        say(status("Succeeded")).await;
+        say(beat(3)).await;
+        until("the last beat is heard", || sessions.agents()["n"].sent_boottime_ms == 3).await;
+        drop(up);
+        until("the session is over", || !sessions.agents()["n"].connected).await;
+        memory.flows.send_replace(true);
+        listening.await.unwrap();
+    }
 }

@@ -24,10 +24,17 @@ enum Said {
     Event,
 }
 
+/// A session takes no more than so much before some of it is stored: an agent says little of each of its pods.
+pub(super) const MOST_WAITING: usize = 10_000;
+
+/// How much is said.
+pub(super) fn len(report: &Report) -> usize {
+    report.pods.len() + report.gone.len() + report.orphans.len() + report.events.len()
+}
+
 /// Whether nothing is said.
 pub(super) fn is_empty(report: &Report) -> bool {
-    let pods = report.pods.is_empty() && report.gone.is_empty() && report.orphans.is_empty();
-    pods && report.events.is_empty() && report.node_status.is_empty()
+    len(report) == 0 && report.node_status.is_empty()
 }
 
 /// An older report with a newer one after it: of each pod, and of the node, the newer word counts.
@@ -84,10 +91,9 @@ pub(super) async fn apply(memory: &dyn Memory, node: &str, mut report: Report) -
 
 fn planned(view: &View, node: &str, report: &Report) -> Vec<(Transaction, Said)> {
     let mine = |namespace: &str, name: &str, uid: &str| {
-        let bound = view
-            .find("pods", namespace, name)
-            .is_some_and(|pod| *pod.uid == *uid && pod.tree()["spec"]["nodeName"] == node);
-        if !bound && view.find("pods", namespace, name).is_some_and(|pod| *pod.uid == *uid) {
+        let Some(pod) = view.find("pods", namespace, name).filter(|pod| *pod.uid == *uid) else { return false };
+        let bound = view.is_on(node, &pod.key);
+        if !bound {
             tracing::warn!(node, namespace, pod = name, "a node reported a pod that is not bound to it");
         }
         bound
@@ -127,13 +133,14 @@ fn planned(view: &View, node: &str, report: &Report) -> Vec<(Transaction, Said)>
 /// wanted. Finalizers keep the object: then only the confirmation is noted, by removing the grace period.
 fn gone_op(view: &View, namespace: &str, name: &str) -> Option<Op> {
     let pod = view.find("pods", namespace, name)?;
-    let meta = &pod.tree()["metadata"];
+    let tree = pod.peek();
+    let meta = &tree["metadata"];
     if meta["deletionTimestamp"].is_null() {
         return None;
     }
     let expect = Expect { uid: Some(pod.uid.clone()), revision: None };
     if meta["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty()) {
-        let mut value = (**pod.tree()).clone();
+        let mut value = (*tree).clone();
         value["metadata"]["deletionGracePeriodSeconds"] = json!(0);
         let expect = Expect { revision: Some(pod.revision), ..expect };
         return Some(Op::Update { key: pod.key.clone(), expect, value: Arc::new(value), claims: None });
@@ -174,7 +181,7 @@ fn adopted(view: &View, node: &str, orphan: &Item) -> Option<Op> {
 fn node_status_op(view: &View, node: &str, status: &[u8]) -> Option<Op> {
     let stored = view.find("nodes", "", node)?;
     let offered: Value = serde_json::from_slice(status).ok()?;
-    let status = merge_status(&stored.tree()["status"], &offered);
+    let status = merge_status(&stored.peek()["status"], &offered);
     Some(Op::Status { key: stored.key.clone(), uid: stored.uid.clone(), status: Arc::new(status) })
 }
 
@@ -191,7 +198,7 @@ fn event_op(view: &View, node: &str, event: &NodeEvent) -> Option<Op> {
     let key = Key::new("events", namespace, name.as_str());
     let at = jiff::Timestamp::from_second(i64::try_from(event.at_ms / 1000).ok()?).ok()?.to_string();
     if let Some(stored) = view.get(&key) {
-        let mut value = (**stored.tree()).clone();
+        let mut value = (*stored.peek()).clone();
         value["count"] = json!(value["count"].as_u64().unwrap_or(1) + 1);
         value["lastTimestamp"] = json!(at);
         return Some(Op::Update {

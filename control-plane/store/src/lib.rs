@@ -10,6 +10,7 @@ mod fit;
 mod hash;
 mod history;
 mod object;
+mod sketch;
 mod snapshot;
 mod store;
 mod view;

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use coracle_base::Revision;
 use serde_json::Value;
 
+use crate::sketch;
+
 /// Where an object lives. `resource` is the plural with its group, as kubectl prints it: `pods`, `deployments.apps`,
 /// `endpointslices.discovery.k8s.io`. `namespace` is empty for cluster-scoped kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -120,6 +122,11 @@ impl Object {
             Some(tree) => tree.clone(),
             None => Arc::new(serde_json::from_slice(&self.json).unwrap_or(Value::Null)),
         }
+    }
+
+    /// What the indexes are made of, in its place: the parsed tree where there is one, and nothing else of it otherwise.
+    pub(crate) fn sketch(&self) -> Arc<Value> {
+        self.tree.get().map_or_else(|| Arc::new(sketch::of(&self.json)), Arc::clone)
     }
 }
 

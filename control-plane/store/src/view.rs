@@ -122,6 +122,12 @@ impl View {
         indexed(&self.by_node, node)
     }
 
+    /// Whether a pod is bound to a node.
+    #[must_use]
+    pub fn is_on(&self, node: &str, pod: &Key) -> bool {
+        self.by_node.contains_key(&(Arc::from(node), pod.clone()))
+    }
+
     /// The objects whose `metadata.ownerReferences` name this uid.
     pub fn owned_by<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
         indexed(&self.by_owner, uid)
@@ -186,7 +192,7 @@ impl View {
 
     pub(crate) fn insert(&mut self, object: &Arc<Object>) {
         self.remove(&object.key);
-        let tree = object.peek();
+        let tree = object.sketch();
         for (index, at) in indexes(&object.key, &tree) {
             if matches!(index, Index::Node) {
                 let usage = self.usage_on(&at).plus(Usage::of_pod(&tree));
@@ -199,7 +205,7 @@ impl View {
 
     pub(crate) fn remove(&mut self, key: &Key) -> Option<Arc<Object>> {
         let (Keyed(old), ()) = self.objects.remove_with_key(key)?;
-        let tree = old.peek();
+        let tree = old.sketch();
         for (index, at) in indexes(key, &tree) {
             match index {
                 Index::Node => self.by_node.remove(&(at.clone(), key.clone())),
@@ -221,7 +227,7 @@ impl View {
     /// Lets go of an object's tree, if it is still the one of this revision.
     pub(crate) fn cool(&mut self, key: &Key, revision: Revision) {
         let Some(object) = self.get(key).filter(|object| object.revision == revision) else { return };
-        let (tree, bare) = (object.peek(), Arc::new(object.bare()));
+        let (tree, bare) = (object.sketch(), Arc::new(object.bare()));
         for (index, at) in indexes(key, &tree) {
             self.enter(index, at, &bare);
         }
@@ -238,15 +244,15 @@ impl View {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Index {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Index {
     Node,
     Owner,
     Mark(Mark),
 }
 
 /// Under which words of which index an object stands; marks have none.
-fn indexes(key: &Key, tree: &Value) -> Vec<(Index, Arc<str>)> {
+pub(crate) fn indexes(key: &Key, tree: &Value) -> Vec<(Index, Arc<str>)> {
     let mut found: Vec<(Index, Arc<str>)> = list(&tree["metadata"]["ownerReferences"])
         .iter()
         .filter_map(|owner| owner["uid"].as_str())
