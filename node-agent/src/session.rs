@@ -13,7 +13,7 @@ use coracle_protocol::v1::agents_client::AgentsClient;
 use coracle_protocol::v1::{
     Beat, FromAgent, FromServer, Generation, Hello, Item, Renewal, Settings, Settle, Settled, from_agent, from_server,
 };
-use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL};
+use coracle_protocol::{MAX_MESSAGE_BYTES, PROTOCOL, packed};
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -124,6 +124,8 @@ enum SessionError {
     Closed(String),
     #[error("server {0} is behind what this node has seen")]
     Behind(String, #[source] Refused),
+    #[error("server {0} sent a feed that cannot be unpacked: {1}")]
+    Packed(String, String),
     #[error("the ledger")]
     Ledger(#[from] LedgerError),
 }
@@ -238,6 +240,7 @@ impl Session {
             node_object: (self.node_object)(),
             level: LEVEL,
             tables,
+            unpacks: true,
         };
         self.ledger.begin_session();
         self.outbox.begin_session();
@@ -318,11 +321,14 @@ impl Session {
                 }
             }
             from_server::Message::Settings(settings) => self.settle(settings).await?,
-            from_server::Message::Feed(feed) => match self.ledger.apply(feed).await? {
-                Ok(()) => self.tell_orphans(),
-                // Another server may know more; this one may catch up.
-                Err(refused) => return Err(SessionError::Behind(server.to_owned(), refused)),
-            },
+            from_server::Message::Feed(mut feed) => {
+                packed::unpack(&mut feed).map_err(|reason| SessionError::Packed(server.to_owned(), reason))?;
+                match self.ledger.apply(feed).await? {
+                    Ok(()) => self.tell_orphans(),
+                    // Another server may know more; this one may catch up.
+                    Err(refused) => return Err(SessionError::Behind(server.to_owned(), refused)),
+                }
+            }
             from_server::Message::Lease(lease) => {
                 let until = lease.sent_boottime_ms.saturating_add(lease.ttl_ms);
                 self.lease.send_replace(Leases { until_boottime_ms: until, pods: lease.pods.into_iter().collect() });

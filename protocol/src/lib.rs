@@ -7,6 +7,7 @@ pub mod v1 {
     tonic::include_proto!("coracle.v1");
 }
 
+pub mod packed;
 pub mod tls;
 
 /// The protocol number both ends of a session state.

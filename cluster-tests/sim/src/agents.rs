@@ -180,7 +180,11 @@ impl Agent {
             Some(from_server::Message::Lease(Lease { sent_boottime_ms, ttl_ms, pods, .. })) => {
                 self.lease = (sent_boottime_ms.saturating_add(ttl_ms), pods.into_iter().collect());
             }
-            Some(from_server::Message::Feed(feed)) => {
+            Some(from_server::Message::Feed(mut feed)) => {
+                if coracle_protocol::packed::unpack(&mut feed).is_err() {
+                    self.session = None;
+                    return;
+                }
                 let Some(session) = &mut self.session else { return };
                 let more = feed.more;
                 session.parts.push(feed);
@@ -346,6 +350,8 @@ fn live(agent: &mut Agent, now: u64, servers: &[Reach<'_>], wires: &Wires, rng: 
             // It has no kernel that new endpoints come into.
             level: 1,
             tables: Vec::new(),
+            // Agents of both kinds.
+            unpacks: agent.number.is_multiple_of(2),
         };
         say(wires, wire, from_agent::Message::Hello(hello));
         for pod in agent.pods.values_mut() {

@@ -139,6 +139,7 @@ impl Agent {
             node_object: node_object(self.number).to_string().into_bytes(),
             // As the real ledger: what it holds is all that its last feed said.
             tables: self.tables.clone(),
+            unpacks: true,
         };
         let _ = up.send(message(from_agent::Message::Hello(hello))).await;
         let mut down = match client.session(ReceiverStream::new(receiver)).await {
@@ -197,12 +198,13 @@ impl Agent {
     }
 
     fn take(&mut self, feed: Feed) {
+        // What is packed are rows of the tables.
+        let came = feed.packed.len() + feed.items.iter().map(|item| item.object.len()).sum::<usize>();
+        self.tally.bytes.fetch_add(came as u64, Ordering::Relaxed);
         if !feed.more {
             (self.have, self.tables) = (feed.generation.unwrap_or_default(), feed.tables);
         }
         let now = tokio::time::Instant::now();
-        let bytes: usize = feed.items.iter().map(|item| item.object.len()).sum();
-        self.tally.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         // One without bytes stays as it is.
         for item in feed.items.into_iter().filter(|item| item.resource == "pods" && !item.object.is_empty()) {
             let Ok(tree) = serde_json::from_slice::<Value>(&item.object) else { continue };

@@ -1,11 +1,12 @@
 //! One look at every change for all agents of a server: which agents it concerns, and what the tables are made of now.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use coracle_api::Memory;
 use coracle_base::{Epoch, Generation};
+use coracle_protocol::packed;
 use coracle_store::{Event, EventKind, Key, Object, View};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
@@ -20,6 +21,10 @@ const NODES: &str = "nodes";
 const REMEMBERED: usize = 10_000;
 /// States of the tables whose names are remembered: an agent that comes back with an older one is told everything anew.
 const NAMES: usize = 1_000;
+/// Rows whose text is shorter than this are not packed.
+const PACKED_FROM: usize = 4 << 10;
+/// So many changes make a run.
+const RUN: u64 = 64;
 
 /// An object as agents get it. Its bytes are shared by all of them.
 #[derive(Debug)]
@@ -94,10 +99,56 @@ pub(in crate::sessions) struct Held {
     pub have: Generation,
     /// The name that came with it; empty: nothing is held.
     pub tables: Vec<u8>,
+    /// Whether it takes rows that are packed.
+    pub unpacks: bool,
 }
 
 /// A table's row that changed; `None`: it is gone.
 pub(super) type Row = (Key, Option<Arc<Shown>>);
+
+/// Rows that changed one after the other, in that order. They are packed once for all agents that are told them.
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    pub rows: Vec<Row>,
+    packs: OnceLock<Option<Vec<Bytes>>>,
+}
+
+impl Run {
+    fn of(rows: Vec<Row>) -> Arc<Self> {
+        Arc::new(Self { rows, packs: OnceLock::new() })
+    }
+
+    /// The rows that are there, packed; `None` when there are so few that it is not worth it.
+    pub(super) fn packs(&self) -> Option<&[Bytes]> {
+        self.packs.get_or_init(|| self.packed()).as_deref()
+    }
+
+    fn packed(&self) -> Option<Vec<Bytes>> {
+        let there = || self.rows.iter().filter_map(|(_, shown)| shown.as_ref());
+        if there().map(|shown| shown.json.len()).sum::<usize>() < PACKED_FROM {
+            return None;
+        }
+        let (mut packs, mut items, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for shown in there() {
+            if bytes > 0 && bytes + shown.json.len() > packed::PACK_BYTES {
+                packs.push(packed::pack(std::mem::take(&mut items)));
+                bytes = 0;
+            }
+            bytes += shown.json.len();
+            items.push(super::item(shown));
+        }
+        packs.push(packed::pack(items));
+        // Nobody is told only some of them.
+        let packs: std::io::Result<Vec<Vec<u8>>> = packs.into_iter().collect();
+        match packs {
+            Ok(packs) => Some(packs.into_iter().map(Bytes::from).collect()),
+            Err(error) => {
+                tracing::error!(%error, "rows of the tables could not be packed");
+                None
+            }
+        }
+    }
+}
 
 /// All rows of the tables in the order of their last change.
 #[derive(Debug, Default)]
@@ -109,8 +160,10 @@ struct Tables {
     rows: BTreeMap<Key, (u64, Option<Arc<Shown>>)>,
     order: BTreeMap<u64, Key>,
     gone: BTreeSet<u64>,
-    /// All that is there, until the next change.
-    whole: Option<Arc<Vec<Arc<Shown>>>>,
+    /// Runs of `RUN` changes that are over, until one of their rows changes again. What no longer stands in one stands in a later one.
+    runs: HashMap<u64, Arc<Run>>,
+    /// What changed since the last of them, by how much of it was seen, until the next change: most agents have seen the same.
+    tails: HashMap<u64, Arc<Run>>,
     name: Name,
     /// Names agents were told, and the last change of each, oldest first.
     names: VecDeque<(Name, u64)>,
@@ -143,9 +196,10 @@ impl Tables {
         if let Some((before, _)) = self.rows.insert(key.clone(), row) {
             self.order.remove(&before);
             self.gone.remove(&before);
+            self.runs.remove(&(before / RUN));
         }
         self.order.insert(self.last, key);
-        self.whole = None;
+        self.tails.clear();
         while self.gone.len() > REMEMBERED
             && let Some(oldest) = self.gone.pop_first()
         {
@@ -160,12 +214,6 @@ impl Tables {
     fn differs(&self, shown: &Shown) -> bool {
         let known = self.rows.get(&shown.key).and_then(|(_, known)| known.as_ref());
         known.is_none_or(|known| known.uid != shown.uid || known.json != shown.json)
-    }
-
-    fn whole(&mut self) -> Arc<Vec<Arc<Shown>>> {
-        let rows = &self.rows;
-        let make = || Arc::new(rows.values().filter_map(|(_, shown)| shown.clone()).collect());
-        self.whole.get_or_insert_with(make).clone()
     }
 
     /// The name of what is there now, which an agent will be told.
@@ -187,9 +235,28 @@ impl Tables {
         self.names.iter().rev().find(|(known, _)| name == known.bytes()).map(|(_, last)| *last)
     }
 
-    fn since(&self, seen: u64) -> Vec<Row> {
-        let changed = self.order.range(seen + 1..).map(|(_, key)| key);
-        changed.filter_map(|key| Some((key.clone(), self.rows.get(key)?.1.clone()))).collect()
+    /// All changes after one, in runs. Some of the changes before it may come again.
+    fn since(&mut self, seen: u64) -> Vec<Arc<Run>> {
+        let first_open = (self.last + 1) / RUN;
+        let (order, rows) = (&self.order, &self.rows);
+        let run = |from: u64, to: u64| {
+            let changed = order.range(from..to).map(|(_, key)| key);
+            Run::of(changed.filter_map(|key| Some((key.clone(), rows.get(key)?.1.clone()))).collect())
+        };
+        let mut found: Vec<Arc<Run>> = Vec::new();
+        for number in (seen + 1) / RUN..first_open {
+            let known = self.runs.entry(number).or_insert_with(|| run(number * RUN, (number + 1) * RUN));
+            found.push(known.clone());
+        }
+        let open = (seen + 1).max(first_open * RUN);
+        found.push(self.tails.entry(open).or_insert_with(|| run(open, u64::MAX)).clone());
+        found.retain(|run| !run.rows.is_empty());
+        found
+    }
+
+    /// Whether a row has changed after a change.
+    fn has_changed(&self, key: &Key, seen: u64) -> bool {
+        self.rows.get(key).is_some_and(|(at, _)| *at > seen)
     }
 }
 
@@ -212,10 +279,12 @@ struct Seat {
 pub(super) struct News {
     /// As of when.
     pub view: View,
-    /// Everything in the tables, for an agent that begins.
-    pub whole: Option<Arc<Vec<Arc<Shown>>>>,
-    /// What changed in the tables, for one that goes on.
-    pub rows: Vec<Row>,
+    /// Whether the agent begins: the rows are all there are.
+    pub whole: bool,
+    /// What changed in the tables.
+    pub rows: Vec<Arc<Run>>,
+    /// Whether its own Node is among the rows.
+    pub own_row: bool,
     /// Whether its own objects have to be looked at.
     pub own: bool,
     /// What the agent holds beside the tables, when this is the first it is told and it need not begin anew.
@@ -382,14 +451,14 @@ impl Board {
         let seat = self.seats.get_mut(&session)?;
         let view = self.view.clone()?;
         let seen = seat.seen.filter(|seen| *seen >= self.tables.floor);
-        let own = std::mem::take(&mut seat.own) || seen.is_none();
         let held = seat.held.take().filter(|_| seen.is_some());
         seat.seen = Some(self.tables.last);
-        let (whole, rows) = match seen {
-            Some(seen) => (None, self.tables.since(seen)),
-            None => (Some(self.tables.whole()), Vec::new()),
-        };
-        Some(News { view, whole, rows, own, held, name: self.tables.told() })
+        let (whole, from) = (seen.is_none(), seen.unwrap_or(0));
+        // All of a run comes again when it is over.
+        let own_row = self.tables.has_changed(&Key::new(NODES, "", seat.node.as_str()), from / RUN * RUN);
+        let own = std::mem::take(&mut seat.own) || whole || own_row;
+        let rows = self.tables.since(from);
+        Some(News { view, whole, rows, own_row, own, held, name: self.tables.told() })
     }
 
     /// What a session's pods read, as it was worked out from its last news; newer changes stand above that.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use coracle_api::Memory;
 use coracle_manifests::view::list;
 use coracle_protocol::v1::{Feed, FromServer, Generation, Item, Ref, from_server};
@@ -25,9 +26,10 @@ use board::{Board, Name, News, Shown, reads_of};
 const PART_BYTES: usize = 32 << 10;
 /// Parts that wait for one agent's stream.
 pub(super) const PARTS: usize = 2;
-/// With more agents than this, changes of other nodes are told together.
-const MANY: usize = 500;
-const TOGETHER: Duration = Duration::from_millis(200);
+/// Changes of other nodes are told together: each agent is told of each node, and for every agent that waits for them they may wait
+/// so long.
+const TOGETHER_PER_AGENT: Duration = Duration::from_micros(400);
+const TOGETHER_AT_MOST: Duration = Duration::from_secs(1);
 
 /// All feeds of a server.
 pub(super) struct Feeds {
@@ -44,12 +46,14 @@ pub(super) struct Part {
     more: bool,
     tables: Name,
     removed: Vec<Key>,
+    packed: Bytes,
     items: Vec<Arc<Shown>>,
 }
 
 impl Part {
     fn new(generation: Generation, tables: Name) -> Self {
-        Self { generation, full: false, resumed: false, more: false, tables, removed: Vec::new(), items: Vec::new() }
+        let (removed, packed, items) = (Vec::new(), Bytes::new(), Vec::new());
+        Self { generation, full: false, resumed: false, more: false, tables, removed, packed, items }
     }
 
     /// For the wire.
@@ -61,6 +65,7 @@ impl Part {
             resumed: self.resumed,
             tables: self.tables.bytes(),
             removed: self.removed.iter().map(reference).collect(),
+            packed: self.packed.into(),
             items: self.items.iter().map(|shown| item(shown)).collect(),
         };
         Ok(FromServer { message: Some(from_server::Message::Feed(feed)) })
@@ -85,12 +90,13 @@ impl Feeds {
             }
             board.attach(&*self.memory, session, &node, &held)
         };
+        let unpacks = held.unpacks;
         let _seat = Leave(&self, session);
         let mut sent: BTreeMap<Key, u64> = BTreeMap::new();
         let mut known = Reads::default();
         loop {
             let Some(news) = self.board().news(session) else { return };
-            let mut difference = Difference::new(&news, &node);
+            let mut difference = Difference::new(&news, &node, unpacks);
             if news.own {
                 let (own, reads) = own(&news.view, &node, &mut known);
                 difference.own(own, &mut sent, news.held);
@@ -121,7 +127,8 @@ impl Feeds {
                     board.looked_after = false;
                     return;
                 }
-                let pause = if board.agents() > MANY { TOGETHER } else { Duration::ZERO };
+                let agents = u32::try_from(board.agents()).unwrap_or(u32::MAX);
+                let pause = TOGETHER_PER_AGENT.saturating_mul(agents).min(TOGETHER_AT_MOST);
                 board.advance(&*self.memory);
                 if board.nodes_differ() {
                     nodes_at.get_or_insert_with(|| tokio::time::Instant::now() + pause);
@@ -188,32 +195,45 @@ struct Difference {
     resumed: bool,
     tables: Name,
     removed: Vec<Key>,
+    packs: Vec<Bytes>,
+    /// What comes in the packs although the agent has a fuller one of it: that one is sent again.
+    overwritten: Option<Key>,
     items: Vec<Arc<Shown>>,
 }
 
 impl Difference {
-    /// What the tables of all agents come to, but for the agent's own Node.
-    fn new(news: &News, node: &str) -> Self {
+    /// What the tables of all agents come to; the agent's own Node is not one of their rows, or is said once more after them.
+    fn new(news: &News, node: &str, unpacks: bool) -> Self {
         let itself = Key::new("nodes", "", node);
         let generation = Generation { epoch: news.view.epoch(), revision: news.view.revision() };
         let mut this = Self {
             generation,
-            full: news.whole.is_some(),
+            full: news.whole,
             resumed: news.held.is_some(),
             tables: news.name,
             removed: Vec::new(),
+            packs: Vec::new(),
+            overwritten: None,
             items: Vec::new(),
         };
         if this.resumed && news.view.get(&itself).is_none() {
             this.removed.push(itself.clone());
         }
-        let whole = news.whole.iter().flat_map(|whole| whole.iter());
-        this.items.extend(whole.filter(|shown| shown.key != itself).cloned());
-        for (key, shown) in news.rows.iter().filter(|(key, _)| *key != itself) {
-            match shown {
-                Some(shown) => this.items.push(shown.clone()),
-                None => this.removed.push(key.clone()),
+        for run in &news.rows {
+            let packs = run.packs().filter(|_| unpacks);
+            this.packs.extend(packs.iter().flat_map(|packs| packs.iter().cloned()));
+            for (key, shown) in run.rows.iter().filter(|(key, _)| *key != itself) {
+                match shown {
+                    Some(_) if packs.is_some() => {}
+                    Some(shown) => this.items.push(shown.clone()),
+                    // One that begins has nothing of it.
+                    None if news.whole => {}
+                    None => this.removed.push(key.clone()),
+                }
             }
+        }
+        if !this.packs.is_empty() && news.own_row {
+            this.overwritten = Some(itself);
         }
         this
     }
@@ -236,8 +256,9 @@ impl Difference {
             stays
         });
         for (key, shown) in own {
-            if sent.insert(key, shown.revision) != Some(shown.revision) {
-                let known = held.is_some_and(|held| shown.revision <= held.revision);
+            let overwritten = self.overwritten.as_ref() == Some(&key);
+            if sent.insert(key, shown.revision) != Some(shown.revision) || overwritten {
+                let known = held.is_some_and(|held| shown.revision <= held.revision) && !overwritten;
                 self.items.push(if known { Arc::new(shown.without_bytes()) } else { shown });
             }
         }
@@ -245,11 +266,15 @@ impl Difference {
 
     /// None when nothing differs.
     fn parts(self) -> Vec<Part> {
-        if !self.full && !self.resumed && self.removed.is_empty() && self.items.is_empty() {
+        let is_empty = self.removed.is_empty() && self.packs.is_empty() && self.items.is_empty();
+        if !self.full && !self.resumed && is_empty {
             return Vec::new();
         }
         let (full, resumed, removed) = (self.full, self.resumed, self.removed);
         let mut parts = vec![Part { full, resumed, removed, ..Part::new(self.generation, self.tables) }];
+        for packed in self.packs {
+            parts.push(Part { packed, ..Part::new(self.generation, self.tables) });
+        }
         let mut bytes = 0;
         for shown in self.items {
             if bytes > 0 && bytes + shown.json.len() > PART_BYTES {
@@ -343,6 +368,8 @@ mod tests {
             resumed: false,
             tables: Name::default(),
             removed: Vec::new(),
+            packs: Vec::new(),
+            overwritten: None,
             items,
         };
         let parts = difference(true, (0..5).map(shown).collect()).parts();
@@ -435,7 +462,7 @@ mod tests {
     /// What an agent holds that has taken this part.
     fn held(part: &Part) -> Held {
         let have = coracle_base::Generation { epoch: part.generation.epoch, revision: part.generation.revision };
-        Held { have, tables: part.tables.bytes() }
+        Held { have, tables: part.tables.bytes(), unpacks: false }
     }
 
     /// Names of the items, and whether their bytes came.
@@ -493,6 +520,70 @@ mod tests {
 
     fn pod(node: &str, secret: &str) -> Value {
         json!({"spec": {"nodeName": node, "volumes": [{"name": "v", "secret": {"secretName": secret}}]}})
+    }
+
+    /// A whole feed as an agent takes it: what it says of each object, how much came in packs, and what it holds then.
+    async fn whole(parts: &mut mpsc::Receiver<Part>, objects: &mut BTreeMap<(String, String), Value>) -> (usize, Held) {
+        let mut packed_bytes = 0;
+        loop {
+            let next = part(parts).await;
+            let held = Held { unpacks: true, ..held(&next) };
+            let Some(from_server::Message::Feed(mut feed)) = next.message().unwrap().message else { panic!("a feed") };
+            packed_bytes += feed.packed.len();
+            coracle_protocol::packed::unpack(&mut feed).unwrap();
+            if feed.full {
+                objects.clear();
+            }
+            for gone in feed.removed {
+                objects.remove(&(gone.resource, gone.name));
+            }
+            for item in feed.items.into_iter().filter(|item| !item.object.is_empty()) {
+                objects.insert((item.resource, item.name), serde_json::from_slice(&item.object).unwrap());
+            }
+            if !feed.more {
+                return (packed_bytes, held);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn many_rows_come_packed_and_an_agents_own_node_stays_whole() {
+        let memory = Ram::new();
+        let node = |beat: u64| {
+            let spec = json!({"podCIDR": format!("10.42.{beat}.0/24")});
+            json!({"spec": spec, "status": {"beat": beat, "images": [{"names": ["x:1"]}]}})
+        };
+        let all =
+            |memory: &Ram, beat| (0..100).for_each(|number| memory.put("nodes", &format!("n{number}"), node(beat)));
+        all(&memory, 1);
+        memory.put("services", "s", json!({}));
+        memory.put("services", "t", json!({}));
+        let feeds = Feeds::new(memory.clone());
+        let unpacks = Held { unpacks: true, ..Held::default() };
+        let (mut new, mut old) = (returning(&feeds, 1, "n7", unpacks), agent(&feeds, 2, "n7"));
+        let (mut of_new, mut of_old) = (BTreeMap::new(), BTreeMap::new());
+        let (packed_bytes, held) = whole(&mut new, &mut of_new).await;
+        assert!((1..6000).contains(&packed_bytes), "{packed_bytes}");
+        assert_eq!(whole(&mut old, &mut of_old).await.0, 0, "one that does not know packs gets none");
+        assert_eq!((of_new.len(), &of_new), (102, &of_old));
+        let beat = |objects: &BTreeMap<(String, String), Value>, node: &str| {
+            objects[&("nodes".to_owned(), node.to_owned())]["status"]["beat"].clone()
+        };
+        assert_eq!((beat(&of_new, "n7"), beat(&of_new, "n8")), (json!(1), Value::Null));
+
+        // It was away while all of it changed, its own Node too; this server knows what it had.
+        drop((new, old));
+        while feeds.board().agents() > 0 {
+            tokio::task::yield_now().await;
+        }
+        all(&memory, 2);
+        memory.delete("services", "s");
+        let mut new = returning(&feeds, 3, "n7", held);
+        let first = whole(&mut new, &mut of_new).await.0;
+        assert!((1..6000).contains(&first), "{first}");
+        assert_eq!((of_new.len(), beat(&of_new, "n7"), beat(&of_new, "n8")), (101, json!(2), Value::Null));
+        let block = &of_new[&("nodes".to_owned(), "n8".to_owned())]["spec"]["podCIDR"];
+        assert_eq!(block, "10.42.2.0/24");
     }
 
     #[tokio::test]
