@@ -224,10 +224,14 @@ fn service(tree: &Value, backends: Vec<Endpoint>) -> Service {
     let spec = &tree["spec"];
     let port = |port: &Value| {
         let (number, protocol) = (&port["port"], port["protocol"].as_str().unwrap_or("TCP"));
+        let shown = match port["nodePort"].as_u64() {
+            Some(node) => format!("{number}:{node}"),
+            None => number.to_string(),
+        };
         match &port["targetPort"] {
-            Value::String(name) => format!("{number}->{name}/{protocol}"),
-            target if target.is_null() || target == number => format!("{number}/{protocol}"),
-            target => format!("{number}->{target}/{protocol}"),
+            Value::String(name) => format!("{shown}->{name}/{protocol}"),
+            target if target.is_null() || target == number => format!("{shown}/{protocol}"),
+            target => format!("{shown}->{target}/{protocol}"),
         }
     };
     Service {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::kinds::Kind;
 use crate::schema::{self, Type};
+use crate::service::{has_cluster_ip, is_external, type_of};
 use crate::view::text;
 
 /// Fills in the defaults of an object of `kind`. Nulls are removed first: they mean "not said", but for the values of maps of
@@ -259,9 +260,24 @@ fn http_get(get: &mut Value) {
 fn service(spec: &mut Value) {
     put(spec, "type", json!("ClusterIP"));
     put(spec, "sessionAffinity", json!("None"));
-    put(spec, "internalTrafficPolicy", json!("Cluster"));
-    put(spec, "ipFamilies", json!(["IPv4"]));
-    put(spec, "ipFamilyPolicy", json!("SingleStack"));
+    if spec["sessionAffinity"] == "ClientIP" {
+        put(spec, "sessionAffinityConfig", json!({}));
+        with(spec, "sessionAffinityConfig", |config| {
+            put(config, "clientIP", json!({}));
+            with(config, "clientIP", |client| put(client, "timeoutSeconds", json!(10_800)));
+        });
+    }
+    if has_cluster_ip(spec) {
+        put(spec, "internalTrafficPolicy", json!("Cluster"));
+        put(spec, "ipFamilies", json!(["IPv4"]));
+        put(spec, "ipFamilyPolicy", json!("SingleStack"));
+    }
+    if is_external(spec) {
+        put(spec, "externalTrafficPolicy", json!("Cluster"));
+    }
+    if type_of(spec) == "LoadBalancer" {
+        put(spec, "allocateLoadBalancerNodePorts", json!(true));
+    }
     for port in items(spec, "ports") {
         put(port, "protocol", json!("TCP"));
         let number = port["port"].clone();
@@ -361,6 +377,23 @@ mod tests {
         assert_eq!(space["spec"]["finalizers"], json!(["kubernetes"]));
     }
 
+    #[test]
+    fn services_get_what_goes_with_their_type() {
+        let fields = |spec: Value| {
+            let spec = defaulted("svc", json!({"metadata": {"name": "s"}, "spec": spec}))["spec"].clone();
+            let of = |name: &str| spec[name].clone();
+            [of("internalTrafficPolicy"), of("externalTrafficPolicy"), of("allocateLoadBalancerNodePorts")]
+        };
+        assert_eq!(fields(json!({})), [json!("Cluster"), Value::Null, Value::Null]);
+        assert_eq!(fields(json!({"externalIPs": ["192.0.2.1"]})), [json!("Cluster"), json!("Cluster"), Value::Null]);
+        assert_eq!(fields(json!({"type": "NodePort"})), [json!("Cluster"), json!("Cluster"), Value::Null]);
+        let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
+        assert_eq!(fields(local), [json!("Cluster"), json!("Local"), json!(true)]);
+        assert_eq!(fields(json!({"type": "ExternalName"})), [Value::Null, Value::Null, Value::Null]);
+        let sticky = defaulted("svc", json!({"spec": {"sessionAffinity": "ClientIP"}}));
+        assert_eq!(sticky["spec"]["sessionAffinityConfig"], json!({"clientIP": {"timeoutSeconds": 10_800}}));
+    }
+
     /// What is filled in comes back with the next change of the object: it must draw neither refusal nor warning.
     #[test]
     fn defaults_pass_the_strict_check() {
@@ -377,6 +410,11 @@ mod tests {
             ("deploy", workload.clone()),
             ("rs", workload),
             ("svc", json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 1}]}})),
+            (
+                "svc",
+                json!({"metadata": {"name": "x"}, "spec": {"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 1}]}}),
+            ),
+            ("svc", json!({"metadata": {"name": "x"}, "spec": {"type": "ExternalName", "externalName": "a.example"}})),
             ("ns", json!({"metadata": {"name": "x"}})),
             ("secret", json!({"metadata": {"name": "x"}, "stringData": {"a": "b"}})),
             ("endpointslices", json!({"metadata": {"name": "x"}, "addressType": "IPv4", "ports": [{"port": 1}]})),

@@ -10,6 +10,7 @@ mod problem;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod service;
 pub mod time;
 pub mod validate;
 pub mod view;

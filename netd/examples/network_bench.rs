@@ -61,13 +61,11 @@ async fn pods(netd: &Netd) {
 }
 
 async fn changes(netd: &Netd, services: usize, endpoints: usize) {
-    let service = |i: usize| ServiceEntry {
-        vip: Ipv4Addr::from(0x0a60_0001 + i as u32),
-        port: 80,
-        proto: Protocol::Tcp,
-        backends: (0..endpoints).map(|e| (Ipv4Addr::from(0x0a28_0000 + (i * endpoints + e) as u32), 8080)).collect(),
+    let service = |i: usize| {
+        let backends = (0..endpoints).map(|e| (Ipv4Addr::from(0x0a28_0000 + (i * endpoints + e) as u32), 8080));
+        ServiceEntry::new(Ipv4Addr::from(0x0a60_0001 + i as u32), 80, Protocol::Tcp, backends.collect())
     };
-    let mut desired = Desired { services: (0..services).map(service).collect(), local_vips: Vec::new() };
+    let mut desired = Desired { services: (0..services).map(service).collect(), ..Desired::default() };
     let started = Instant::now();
     netd.apply(desired.clone()).await.expect("load");
     report(&format!("cold load of {services} services x {endpoints}"), &mut [started.elapsed()]);

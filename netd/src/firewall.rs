@@ -27,6 +27,8 @@ pub(crate) struct Firewall {
     unverified: bool,
     /// An endpoint of a UDP service came or went (or may have, before the start) since the owner last asked.
     udp_changed: bool,
+    /// What packets noted of clients may be wrong (or may have been before the start).
+    clients_changed: bool,
 }
 
 /// The kernel's state when `tables` was true.
@@ -56,6 +58,7 @@ impl Firewall {
             seen: None,
             unverified: false,
             udp_changed: true,
+            clients_changed: true,
         };
         firewall.load()?;
         Ok(firewall)
@@ -66,6 +69,7 @@ impl Firewall {
         let mut report = Report { rebuilt: self.ensure_ours()?, ..Report::default() };
         let delta = self.tables.diff(desired, &self.layout);
         if delta.is_empty() {
+            self.forget_clients();
             return Ok(report);
         }
         report.added = delta.added();
@@ -76,13 +80,53 @@ impl Firewall {
             batch
         });
         self.udp_changed |= delta.touches_udp();
+        self.clients_changed |= delta.touches_kept(&self.tables);
         self.tables.commit(delta);
         if let Err(error) = written {
             tracing::warn!(error = %coracle_base::one_line(&error), "table is not as expected; making it anew");
             self.rebuild()?;
             report.rebuilt = true;
         }
+        self.forget_clients();
         Ok(report)
+    }
+
+    /// Clients that stayed with endpoints which are gone are sent elsewhere from now on. Tried again with the next change when the
+    /// kernel refuses: until then they find nobody, or the time of the note runs out.
+    fn forget_clients(&mut self) {
+        if !self.clients_changed {
+            return;
+        }
+        match self.try_forget_clients() {
+            Ok(()) => self.clients_changed = false,
+            Err(error) => {
+                let error = self.error("forgetting clients of endpoints that are gone", error);
+                tracing::warn!(error = %coracle_base::one_line(&error), "clients may be sent to endpoints that are gone");
+            }
+        }
+    }
+
+    fn try_forget_clients(&mut self) -> io::Result<()> {
+        let request = nft::list_elements(&self.layout.table, rules::STICKY.name);
+        for _ in 0..ATTEMPTS {
+            let noted = self.socket.list(&request, |body, found| found.extend(nft::element_infos(body)))?;
+            let stale = self.tables.stale_clients(&noted, &self.layout);
+            if stale.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::new(&self.layout.table, None);
+            batch.delete_elements(rules::STICKY.name, stale);
+            match self.send(batch) {
+                // Our own change: what was seen of the table is seen still.
+                Ok(()) => {
+                    self.seen = self.seen.map(|seen| Seen { generation: seen.generation.wrapping_add(1), ..seen })
+                }
+                // One of them ran out by itself meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
     }
 
     /// Cheap look whether the table is still the one we made; another or none is put right. True when rebuilt. Others

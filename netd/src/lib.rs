@@ -20,7 +20,7 @@ mod socket;
 mod sweeper;
 mod tunnel;
 
-pub use coracle_net_model::{Cidr, Desired, Ipam, IpamError, Peer, Protocol, ServiceEntry};
+pub use coracle_net_model::{Cidr, Clients, Desired, Ipam, IpamError, Peer, Protocol, ServiceEntry};
 pub use doctor::missing;
 pub use error::NetError;
 pub use handle::{Finding, NetConfig, Netd, NodeLink, PodLink, Report, VNI, VXLAN_PORT};

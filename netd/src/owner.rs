@@ -79,7 +79,8 @@ impl Owner {
         };
         let route = Socket::route().map_err(netlink("socket for links and routes"))?;
         let firewall = Firewall::start(layout(&config))?;
-        let sweeper = Sweeper::start(config.service_cidr).map_err(netlink("thread for connection tracking"))?;
+        let sweeper = Sweeper::start(config.service_cidr, config.cluster_cidr)
+            .map_err(netlink("thread for connection tracking"))?;
         let reaper = Reaper::start().map_err(netlink("thread for deleting links"))?;
         let local_vips = firewall.tables().local_vips().collect();
         let overlay = Overlay::new(&config);

@@ -22,12 +22,12 @@ pub(crate) struct Sweeper {
 
 impl Sweeper {
     /// Starts the thread in the calling thread's network namespace.
-    pub(crate) fn start(service_cidr: Cidr) -> io::Result<Sweeper> {
+    pub(crate) fn start(service_cidr: Cidr, cluster_cidr: Cidr) -> io::Result<Sweeper> {
         let socket = Socket::netfilter()?;
         let (queue, wishes) = sync_channel(1);
         std::thread::Builder::new()
             .name("netd-conntrack".to_owned())
-            .spawn(move || sweep_on_demand(socket, &wishes, service_cidr))?;
+            .spawn(move || sweep_on_demand(socket, &wishes, [service_cidr, cluster_cidr]))?;
         Ok(Sweeper { queue, pending: None })
     }
 
@@ -48,9 +48,9 @@ impl Sweeper {
     }
 }
 
-fn sweep_on_demand(mut socket: Socket, wishes: &Receiver<UdpServices>, service_cidr: Cidr) {
+fn sweep_on_demand(mut socket: Socket, wishes: &Receiver<UdpServices>, blocks: [Cidr; 2]) {
     while let Ok(services) = wishes.recv() {
-        match sweep(&mut socket, &services, service_cidr) {
+        match sweep(&mut socket, &services, blocks) {
             Ok(0) => {}
             Ok(deleted) => tracing::info!(deleted, "deleted stale UDP flows"),
             Err(error) => tracing::warn!(%error, "deleting stale UDP flows"),
@@ -58,9 +58,9 @@ fn sweep_on_demand(mut socket: Socket, wishes: &Receiver<UdpServices>, service_c
     }
 }
 
-fn sweep(socket: &mut Socket, services: &UdpServices, service_cidr: Cidr) -> io::Result<usize> {
+fn sweep(socket: &mut Socket, services: &UdpServices, [service, cluster]: [Cidr; 2]) -> io::Result<usize> {
     let flows = socket.list(&conntrack::list_translated(), |body, found| found.extend(conntrack::udp_flow(body)))?;
-    let stale: Vec<_> = flows.iter().filter(|flow| conntrack::is_stale(flow, services, service_cidr)).collect();
+    let stale: Vec<_> = flows.iter().filter(|flow| conntrack::is_stale(flow, services, service, cluster)).collect();
     let mut failure = None;
     for batch in stale.chunks(128) {
         let requests: Vec<u8> = batch.iter().flat_map(|flow| conntrack::delete(flow, 1)).collect();

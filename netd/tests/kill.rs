@@ -15,7 +15,7 @@ fn services(round: usize) -> Desired {
     let backends: Vec<_> =
         (0..1 + round % 7).map(|i| (Ipv4Addr::new(10, 42, 0, 10 + (round + i) as u8 % 100), 80)).collect();
     let services = (0..3).map(|port| tcp_service(80 + port, &backends)).chain([udp_service(53, &backends)]).collect();
-    Desired { services, local_vips: vec![Ipv4Addr::new(10, 43, 0, 100 + round as u8 % 2)] }
+    Desired { services, local_vips: vec![Ipv4Addr::new(10, 43, 0, 100 + round as u8 % 2)], ..Desired::default() }
 }
 
 /// Other nodes that come and go, all of them behind the tunnel: there is no other link.

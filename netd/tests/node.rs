@@ -223,7 +223,7 @@ fn a_restart_finds_links_and_services_untouched() {
     let mut pods = wait(netd.list()).unwrap();
     pods.sort_by_key(|pod| pod.ip);
     assert_eq!(pods.iter().map(|p| (p.pod.as_str(), p.ip)).collect::<Vec<_>>()[1], ("pod-3", ip));
-    let report = wait(netd.apply(Desired { services, local_vips: Vec::new() })).unwrap();
+    let report = wait(netd.apply(Desired { services, ..Desired::default() })).unwrap();
     assert_eq!((report.added, report.removed, report.rebuilt), (0, 0, false), "what was there is what is wanted");
 }
 
@@ -305,7 +305,8 @@ fn a_local_service_address_is_answered_by_the_node() {
     let node = Node::new();
     let (client, _) = node.pod(2);
     let dns = Ipv4Addr::new(10, 43, 0, 53);
-    wait(node.netd.apply(Desired { services: vec![tcp_service(80, &[])], local_vips: vec![dns] })).unwrap();
+    let services = vec![tcp_service(80, &[])];
+    wait(node.netd.apply(Desired { services, local_vips: vec![dns], ..Desired::default() })).unwrap();
     node.ns.serve_tcp(53, "dns");
     assert!(client.tcp(dns, 53).unwrap().starts_with("dns"));
     assert!(node.ns.tcp(dns, 53).unwrap().starts_with("dns"));

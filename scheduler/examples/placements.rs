@@ -74,8 +74,8 @@ fn requests(count: usize, replicas: usize, numbers: &mut Numbers) -> Vec<PodRequ
                 pods: 1,
             },
             node_selector: zone.into_iter().collect(),
-            tolerations: Vec::new(),
             owner: Some(format!("application-{}", pods.len()).into()),
+            ..PodRequest::default()
         };
         pods.extend(std::iter::repeat_n(request, replicas.min(count - pods.len())));
     }

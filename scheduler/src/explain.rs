@@ -65,6 +65,7 @@ struct Seen {
     tainted: Option<(usize, Taint)>,
     cordoned: Option<usize>,
     away: Option<usize>,
+    occupied: Option<usize>,
     /// Whether some node has all the labels asked for.
     labelled: bool,
 }
@@ -92,6 +93,10 @@ fn against(table: &Table<'_>, request: &PodRequest, index: usize, seen: &mut See
     if !labelled {
         return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
     }
+    if table.lacks_ports(request, index) {
+        seen.occupied.get_or_insert(index);
+        return vec!["node(s) didn't have free ports for the requested pod ports".to_owned()];
+    }
     seen.full.push(index);
     let (asked, free) = (&request.amounts, table.free(index));
     [
@@ -115,6 +120,13 @@ fn hint(table: &Table<'_>, request: &PodRequest, seen: &Seen) -> Option<String> 
     }
     if !seen.full.is_empty() {
         return room_hint(table, &request.amounts, &seen.full);
+    }
+    if let Some(index) = seen.occupied {
+        let ports: Vec<String> = request.host_ports.iter().map(ToString::to_string).collect();
+        let (name, ports) = (&table.node(index).name, ports.join(" or "));
+        return Some(format!(
+            "node {name} would take it, but another pod there has its hostPort {ports}; a Service needs none"
+        ));
     }
     if let Some((index, taint)) = &seen.tainted {
         let name = &table.node(*index).name;

@@ -13,4 +13,4 @@ mod table;
 pub use explain::Explain;
 pub use node::{Effect, NodeState, Taint};
 pub use plan::{Binding, Plan, Unschedulable, plan};
-pub use request::{Amounts, PodRequest, Toleration, TolerationOperator};
+pub use request::{Amounts, HostPort, PodRequest, Toleration, TolerationOperator};

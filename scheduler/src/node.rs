@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Amounts;
+use crate::{Amounts, HostPort};
 
 /// What a taint does to pods that do not tolerate it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,4 +53,6 @@ pub struct NodeState {
     pub used: Amounts,
     /// How many replicas of each owner are bound to it.
     pub owners: BTreeMap<Arc<str>, u32>,
+    /// Ports of its own that its pods have for themselves.
+    pub host_ports: Vec<HostPort>,
 }

@@ -1,6 +1,7 @@
 //! What a pod asks of the node it will run on.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::{Effect, Taint};
@@ -90,6 +91,32 @@ impl Toleration {
     }
 }
 
+/// A port of the node that is a pod's alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The address of the node; `None`: all of them.
+    pub address: Option<Arc<str>>,
+    /// `TCP` or `UDP`.
+    pub protocol: Arc<str>,
+    /// The number.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Whether two pods with these cannot be on one node.
+    #[must_use]
+    pub fn clashes(&self, other: &Self) -> bool {
+        let addresses = self.address.is_none() || other.address.is_none() || self.address == other.address;
+        self.port == other.port && self.protocol == other.protocol && addresses
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.port, self.protocol)
+    }
+}
+
 /// One pod without a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PodRequest {
@@ -99,6 +126,8 @@ pub struct PodRequest {
     pub node_selector: BTreeMap<String, String>,
     /// Taints it puts up with.
     pub tolerations: Vec<Toleration>,
+    /// Ports of the node it wants for itself.
+    pub host_ports: Vec<HostPort>,
     /// Whose replica it is: replicas of one owner are spread. Usually the uid of its controller.
     pub owner: Option<Arc<str>>,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::request::tolerated;
-use crate::{Amounts, Effect, NodeState, PodRequest, Taint};
+use crate::{Amounts, Effect, HostPort, NodeState, PodRequest, Taint};
 
 /// Bits of the packed key for a node's place by name: more nodes than this are not told apart in ties.
 const PLACE_BITS: u32 = 20;
@@ -77,6 +77,8 @@ pub(crate) struct Table<'a> {
     labels: HashMap<(String, String), Arc<Vec<bool>>>,
     /// Replicas of owners on nodes, those of this plan included.
     owners: HashMap<Arc<str>, HashMap<usize, u32>>,
+    /// Ports of nodes that pods of this plan have, beside those the nodes came with.
+    host_ports: HashMap<usize, Vec<HostPort>>,
 }
 
 /// Amounts as the score reads them.
@@ -93,6 +95,8 @@ pub(crate) struct Group<'a> {
     opinions: Vec<Opinion>,
     matching: Vec<Arc<Vec<bool>>>,
     replicas: HashMap<usize, u32>,
+    /// Nodes whose ports of their own are not free for the group; empty when it wants none.
+    taken: Vec<bool>,
 }
 
 impl<'a> Table<'a> {
@@ -122,7 +126,7 @@ impl<'a> Table<'a> {
                 owners.entry(owner.clone()).or_default().insert(index, *count);
             }
         }
-        Self { nodes, rows, classes, labels: HashMap::new(), owners }
+        Self { nodes, rows, classes, labels: HashMap::new(), owners, host_ports: HashMap::new() }
     }
 
     pub fn len(&self) -> usize {
@@ -137,7 +141,13 @@ impl<'a> Table<'a> {
         self.rows[index].free
     }
 
-    /// Works out what a group thinks of labels and taints.
+    /// Whether another pod on the node has a port of it that this one wants.
+    pub fn lacks_ports(&self, request: &PodRequest, index: usize) -> bool {
+        let held = self.nodes[index].host_ports.iter().chain(self.host_ports.get(&index).into_iter().flatten());
+        request.host_ports.iter().any(|wanted| held.clone().any(|held| held.clashes(wanted)))
+    }
+
+    /// Works out what a group thinks of labels, taints and ports.
     pub fn group<'b>(&mut self, request: &'b PodRequest) -> Group<'b> {
         let opinions = self.classes.iter().map(|class| opinion(&class.taints, request)).collect();
         let matching = request
@@ -154,7 +164,11 @@ impl<'a> Table<'a> {
         let replicas = request.owner.as_ref().and_then(|owner| self.owners.get(owner)).cloned().unwrap_or_default();
         let asked = &request.amounts;
         let asked = Asked { cpu: asked.cpu_milli as f64, memory: asked.memory_bytes as f64, pods: asked.pods as f64 };
-        Group { request, asked, opinions, matching, replicas }
+        let taken = match request.host_ports.is_empty() {
+            true => Vec::new(),
+            false => (0..self.nodes.len()).map(|index| self.lacks_ports(request, index)).collect(),
+        };
+        Group { request, asked, opinions, matching, replicas, taken }
     }
 
     /// How good each node is for a pod of the group: (key, index) of those it fits on.
@@ -176,6 +190,11 @@ impl<'a> Table<'a> {
         // From whole numbers, so that rounding does not add up.
         let room = self.nodes[index].allocatable;
         row.shares = Shares::of(room, room.minus(row.free));
+        if let Some(taken) = group.taken.get_mut(index) {
+            // The next of the group wants the same ones.
+            *taken = true;
+            self.host_ports.entry(index).or_default().extend(group.request.host_ports.iter().cloned());
+        }
         if let Some(owner) = &group.request.owner {
             *group.replicas.entry(index).or_default() += 1;
             *self.owners.entry(owner.clone()).or_default().entry(index).or_default() += 1;
@@ -195,7 +214,7 @@ fn key(row: &Row, group: &Group<'_>, index: usize) -> u64 {
         & (asked.memory_bytes <= free.memory_bytes)
         & (asked.ephemeral_bytes <= free.ephemeral_bytes)
         & (asked.pods <= free.pods);
-    if !fits || !group.matching.iter().all(|has| has[index]) {
+    if !fits || !group.matching.iter().all(|has| has[index]) || group.taken.get(index) == Some(&true) {
         return 0;
     }
     let replicas = if group.replicas.is_empty() { 0 } else { group.replicas.get(&index).copied().unwrap_or(0) };

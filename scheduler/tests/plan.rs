@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use coracle_scheduler::{
-    Amounts, Binding, Effect, NodeState, PodRequest, Taint, Toleration, TolerationOperator, Unschedulable, plan,
+    Amounts, Binding, Effect, HostPort, NodeState, PodRequest, Taint, Toleration, TolerationOperator, Unschedulable,
+    plan,
 };
 use proptest::prelude::*;
 
@@ -53,6 +54,26 @@ fn the_words_count_each_node_once_and_each_lacking_resource() {
          1500m on node n2"
     );
     assert_eq!(why(&[], pod(1, 1)), "no nodes available to schedule pods. hint: no node has joined the cluster yet");
+}
+
+#[test]
+fn a_port_of_the_node_is_one_pod_s() {
+    let web = |address: Option<&str>, port: u16| PodRequest {
+        host_ports: vec![HostPort { address: address.map(Arc::from), protocol: "TCP".into(), port }],
+        ..pod(1, 1)
+    };
+    let nodes = [node("n1", 8000, 8 * GI), node("n2", 8000, 8 * GI)];
+    let three = plan(&nodes, &[web(None, 80), web(None, 80), web(None, 80), web(None, 81)]);
+    assert_eq!((three.bindings.len(), three.unschedulable.len()), (3, 1));
+    assert_eq!(
+        three.unschedulable[0].explain.to_string(),
+        "0/2 nodes are available: 2 node(s) didn't have free ports for the requested pod ports. hint: node n1 would take it, \
+         but another pod there has its hostPort 80/TCP; a Service needs none"
+    );
+    // Addresses of one node each have their ports; all of them together have each.
+    let one = &nodes[..1];
+    assert_eq!(plan(one, &[web(Some("a"), 80), web(Some("b"), 80)]).bindings.len(), 2);
+    assert_eq!(plan(one, &[web(Some("a"), 80), web(None, 80)]).bindings.len(), 1);
 }
 
 #[test]
@@ -158,7 +179,8 @@ fn reference(nodes: &[NodeState], pods: &[PodRequest]) -> (Vec<Binding>, Vec<usi
                 && asked.amounts.cpu_milli <= free.cpu_milli
                 && asked.amounts.memory_bytes <= free.memory_bytes
                 && asked.amounts.ephemeral_bytes <= free.ephemeral_bytes
-                && asked.amounts.pods <= free.pods;
+                && asked.amounts.pods <= free.pods
+                && !asked.host_ports.iter().any(|wanted| node.host_ports.iter().any(|held| held.clashes(wanted)));
             if !open {
                 continue;
             }
@@ -183,6 +205,7 @@ fn reference(nodes: &[NodeState], pods: &[PodRequest]) -> (Vec<Binding>, Vec<usi
             None => waiting.push(pod),
             Some((_, index)) => {
                 nodes[index].used = nodes[index].used.plus(asked.amounts);
+                nodes[index].host_ports.extend(asked.host_ports.iter().cloned());
                 if let Some(owner) = &asked.owner {
                     *nodes[index].owners.entry(owner.clone()).or_default() += 1;
                 }
@@ -213,6 +236,13 @@ fn some_owner() -> impl Strategy<Value = Arc<str>> {
     "[pqr]".prop_map(Arc::from)
 }
 
+fn some_ports() -> impl Strategy<Value = Vec<HostPort>> {
+    let address = proptest::option::of("[12]".prop_map(Arc::from));
+    let port = (address, prop::sample::select(vec!["TCP", "UDP"]), 80..82_u16);
+    let port = port.prop_map(|(address, protocol, port)| HostPort { address, protocol: protocol.into(), port });
+    prop_oneof![4 => Just(Vec::new()), 1 => proptest::collection::vec(port, 1..3)]
+}
+
 fn some_labels() -> impl Strategy<Value = BTreeMap<String, String>> {
     proptest::collection::btree_map("[st]", "[12]", 0..2)
 }
@@ -223,30 +253,30 @@ fn some_node() -> impl Strategy<Value = NodeState> {
     let taints = proptest::collection::vec(some_taint(), 0..3);
     let owners = proptest::collection::btree_map(some_owner(), 1..4_u32, 0..3);
     let flags = (prop::bool::weighted(0.9), prop::bool::weighted(0.1));
-    (amounts, used, some_labels(), taints, owners, flags).prop_map(|(room, used, labels, taints, owners, flags)| {
-        NodeState {
-            name: String::new(),
-            labels,
-            taints,
-            unschedulable: flags.1,
-            ready: flags.0,
-            allocatable: Amounts {
-                cpu_milli: room.0 * 500,
-                memory_bytes: room.1 * GI,
-                ephemeral_bytes: room.2 * GI,
-                pods: room.3,
-            },
-            used: Amounts { cpu_milli: used.0 * 100, memory_bytes: used.1 * GI / 4, ephemeral_bytes: 0, pods: used.2 },
-            owners,
-        }
+    let all = (amounts, used, some_labels(), taints, owners, flags, some_ports());
+    all.prop_map(|(room, used, labels, taints, owners, flags, host_ports)| NodeState {
+        name: String::new(),
+        labels,
+        taints,
+        unschedulable: flags.1,
+        ready: flags.0,
+        allocatable: Amounts {
+            cpu_milli: room.0 * 500,
+            memory_bytes: room.1 * GI,
+            ephemeral_bytes: room.2 * GI,
+            pods: room.3,
+        },
+        used: Amounts { cpu_milli: used.0 * 100, memory_bytes: used.1 * GI / 4, ephemeral_bytes: 0, pods: used.2 },
+        owners,
+        host_ports,
     })
 }
 
 fn some_pod() -> impl Strategy<Value = PodRequest> {
     let amounts = (0..5_u64, 0..5_u64, 0..2_u64);
     let tolerations = proptest::collection::vec(some_toleration(), 0..3);
-    (amounts, some_labels(), tolerations, proptest::option::of(some_owner())).prop_map(
-        |(amounts, node_selector, tolerations, owner)| PodRequest {
+    (amounts, some_labels(), tolerations, proptest::option::of(some_owner()), some_ports()).prop_map(
+        |(amounts, node_selector, tolerations, owner, host_ports)| PodRequest {
             amounts: Amounts {
                 cpu_milli: amounts.0 * 250,
                 memory_bytes: amounts.1 * GI / 2,
@@ -255,6 +285,7 @@ fn some_pod() -> impl Strategy<Value = PodRequest> {
             },
             node_selector,
             tolerations,
+            host_ports,
             owner,
         },
     )

@@ -289,14 +289,36 @@ fn workload(out: &mut Words, object: &Value) {
 fn service(out: &mut Words, service: &Value) {
     let spec = &service["spec"];
     out.pair("Type", &text(&spec["type"]));
-    out.pair("Cluster IP", &text(&spec["clusterIP"]));
+    let join = |values: &Value| list(values).iter().map(text).collect::<Vec<_>>().join(", ");
+    let given: Vec<String> = list(&service["status"]["loadBalancer"]["ingress"])
+        .iter()
+        .map(|way| or(&text(&way["ip"]), &text(&way["hostname"])))
+        .collect();
+    let affinity = match text(&spec["sessionAffinity"]).as_str() {
+        "ClientIP" => format!("ClientIP, {} s", text(&spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"])),
+        _ => String::new(),
+    };
+    for (name, value) in [
+        ("External name", text(&spec["externalName"])),
+        ("Cluster IP", text(&spec["clusterIP"])),
+        ("External IPs", join(&spec["externalIPs"])),
+        ("Load balancer", given.join(", ")),
+        ("External traffic", text(&spec["externalTrafficPolicy"])),
+        ("Session affinity", affinity),
+    ] {
+        if !value.is_empty() {
+            out.pair(name, &value);
+        }
+    }
     out.pair("Selector", &labels(&spec["selector"]));
     for port in list(&spec["ports"]) {
         let name = or(&text(&port["name"]), "<unnamed>");
-        out.pair(
-            "Port",
-            &format!("{name} {}/{} -> {}", text(&port["port"]), text(&port["protocol"]), text(&port["targetPort"])),
-        );
+        let mut words =
+            format!("{name} {}/{} -> {}", text(&port["port"]), text(&port["protocol"]), text(&port["targetPort"]));
+        if port["nodePort"].is_number() {
+            words.push_str(&format!(", on every node {}", text(&port["nodePort"])));
+        }
+        out.pair("Port", &words);
     }
 }
 

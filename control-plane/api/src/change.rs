@@ -8,6 +8,7 @@ use coracle_store::{Expect, Object, Op, Outcome, Rejection};
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
+use crate::allot::{self, Allotted};
 use crate::answer;
 use crate::facility::ProposeError;
 use crate::list::key_of;
@@ -15,7 +16,7 @@ use crate::path::Place;
 use crate::serve::Door;
 use crate::status::Failure;
 use crate::verbs::{Answer, Asked};
-use crate::write::{TRIES, is_dry, right_namespace, right_type, shown, strictly, too_large};
+use crate::write::{TRIES, is_dry, random, right_namespace, right_type, shown, strictly, too_large};
 
 const CHANGED: &str = "the object has been modified; please apply your changes to the latest version and try again";
 
@@ -165,6 +166,7 @@ async fn change(
         keep_system_fields(place, old, &mut new, side);
         let mut warnings = Vec::new();
         checked(place, asked, side, old, &mut new, &mut warnings)?;
+        let allotted = allotted(door, place, side, &current, &mut new)?;
         if dry {
             asked.warnings.extend(warnings);
             new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
@@ -176,7 +178,8 @@ async fn change(
         let op = if is_let_go(place, old, &new) {
             Op::Delete { key: current.key.clone(), expect }
         } else {
-            Op::Update { key: current.key.clone(), expect, value: Arc::new(new), claims: None }
+            let claims = allotted.as_ref().map(|allotted| allotted.claims.clone());
+            Op::Update { key: current.key.clone(), expect, value: Arc::new(new), claims }
         };
         match door.cluster.propose(op.into()).await {
             Ok(outcomes) => {
@@ -185,6 +188,12 @@ async fn change(
                     Some(Outcome::Stored(object) | Outcome::Unchanged(object) | Outcome::Deleted(object)) => object,
                     _ => current,
                 });
+            }
+            Err(ProposeError::Rejected { rejection: Rejection::Claimed { claim, holder }, .. }) => {
+                let refusal = allotted.as_ref().and_then(|allotted| allotted.refusal(&claim, &holder));
+                if let Some(problem) = refusal {
+                    return Err(Failure::invalid(place.kind, &name, &[problem]));
+                }
             }
             Err(error) => {
                 let raced = matches!(&error, ProposeError::Rejected { rejection: Rejection::Conflict { .. }, .. });
@@ -196,6 +205,21 @@ async fn change(
         }
     }
     Err(last)
+}
+
+/// What a Service holds after a change; nothing changes hands with any other kind, or with a status.
+fn allotted(
+    door: &Door,
+    place: &Place,
+    side: Side,
+    current: &Object,
+    new: &mut Value,
+) -> Result<Option<Allotted>, Failure> {
+    if place.kind.kind != "Service" || side != Side::Main || !new["spec"].is_object() {
+        return Ok(None);
+    }
+    let found = allot::allot(&door.addresses, &door.cluster.view(), &current.key, new, random());
+    found.map(Some).map_err(|problems| Failure::invalid(place.kind, &current.key.name, &problems))
 }
 
 /// The new state of an object with what a client may not change taken from the old one.
@@ -242,10 +266,10 @@ fn keep_system_fields(place: &Place, old: &Value, new: &mut Value, side: Side) {
     carry(place, old, new);
 }
 
-/// What the system allotted and a whole new object does not say: the addresses of a Service, the pod network of a node.
+/// What the system allotted and a whole new object does not say: address and ports of a Service, the pod network of a node.
 fn carry(place: &Place, old: &Value, new: &mut Value) {
     let fields: &[&str] = match place.kind.kind {
-        "Service" => &["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"],
+        "Service" => return allot::carry(old, new),
         "Node" => &["podCIDR", "podCIDRs"],
         _ => return,
     };

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+mod allot;
 mod answer;
 mod change;
 mod delete;

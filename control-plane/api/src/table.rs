@@ -151,16 +151,12 @@ fn cells(kind: &Kind, object: &Value, now: u64) -> Vec<Value> {
             ]
         }
         "Service" => {
-            let ports: Vec<String> = list(&spec["ports"])
-                .iter()
-                .map(|port| format!("{}/{}", int(&port["port"], 0), text(&port["protocol"])))
-                .collect();
             vec![
                 name,
                 json!(text(&spec["type"])),
                 json!(or_none(text(&spec["clusterIP"]))),
-                json!("<none>"),
-                json!(or_none(&ports.join(","))),
+                json!(outer_addresses(object)),
+                json!(or_none(&service_ports(spec))),
                 age,
                 json!(labels(&spec["selector"])),
             ]
@@ -185,6 +181,34 @@ fn cells(kind: &Kind, object: &Value, now: u64) -> Vec<Value> {
             vec![name, json!(text(&object["addressType"])), json!(unset(ports.join(","))), json!(unset(shown)), age]
         }
         _ => vec![name, age],
+    }
+}
+
+/// PORT(S) of a Service: `80:30080/TCP`.
+fn service_ports(spec: &Value) -> String {
+    let one = |port: &Value| {
+        let (number, protocol) = (int(&port["port"], 0), text(&port["protocol"]));
+        match int(&port["nodePort"], 0) {
+            0 => format!("{number}/{protocol}"),
+            node => format!("{number}:{node}/{protocol}"),
+        }
+    };
+    list(&spec["ports"]).iter().map(one).collect::<Vec<_>>().join(",")
+}
+
+/// EXTERNAL-IP of a Service: where it is reached from outside, as upstream derives it.
+fn outer_addresses(service: &Value) -> String {
+    let spec = &service["spec"];
+    let named = list(&spec["externalIPs"]).iter().map(text);
+    match text(&spec["type"]) {
+        "ExternalName" => text(&spec["externalName"]).to_owned(),
+        "LoadBalancer" => {
+            let given = list(&service["status"]["loadBalancer"]["ingress"]).iter();
+            let given = given.map(|way| if way["ip"].is_string() { text(&way["ip"]) } else { text(&way["hostname"]) });
+            let all: Vec<&str> = given.chain(named).filter(|address| !address.is_empty()).collect();
+            if all.is_empty() { "<pending>".to_owned() } else { all.join(",") }
+        }
+        _ => or_none(&named.collect::<Vec<_>>().join(",")),
     }
 }
 
@@ -355,6 +379,31 @@ mod tests {
         for kind in coracle_manifests::kinds::KINDS {
             assert_eq!(columns(kind).len(), cells(kind, &json!({"metadata": {"name": "x"}}), 0).len(), "{}", kind.kind);
         }
+    }
+
+    #[test]
+    fn services_show_where_they_are_reached() {
+        let kind = coracle_manifests::kinds::by_word("svc").unwrap();
+        let row = |spec: Value, status: Value| {
+            let cells = cells(kind, &json!({"metadata": {"name": "x"}, "spec": spec, "status": status}), 0);
+            cells[1..5].iter().map(|cell| text(cell).to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let port = json!([{"port": 80, "nodePort": 30_080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]);
+        let ip = "10.43.0.9";
+        assert_eq!(
+            row(json!({"type": "NodePort", "clusterIP": ip, "ports": port}), json!({})),
+            "NodePort 10.43.0.9 <none> 80:30080/TCP,53/UDP"
+        );
+        let balancer = json!({"type": "LoadBalancer", "clusterIP": ip, "ports": port});
+        assert_eq!(row(balancer.clone(), json!({})), "LoadBalancer 10.43.0.9 <pending> 80:30080/TCP,53/UDP");
+        let given = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"hostname": "a.example"}]}});
+        assert_eq!(row(balancer, given), "LoadBalancer 10.43.0.9 192.0.2.1,a.example 80:30080/TCP,53/UDP");
+        assert_eq!(
+            row(json!({"type": "ExternalName", "externalName": "a.example"}), json!({})),
+            "ExternalName <none> a.example <none>"
+        );
+        let named = json!({"type": "ClusterIP", "clusterIP": "None", "externalIPs": ["192.0.2.1", "192.0.2.2"]});
+        assert_eq!(row(named, json!({})), "ClusterIP None 192.0.2.1,192.0.2.2 <none>");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use coracle_store::{Key, Object, Op, Outcome, Rejection, View};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::addresses::Assigned;
+use crate::allot::{Allotted, allot};
 use crate::answer;
 use crate::facility::ProposeError;
 use crate::list::Shape;
@@ -138,10 +138,9 @@ pub(crate) async fn create(door: &Arc<Door>, place: &Place, asked: &mut Asked) -
             let base: String = text(&value["metadata"]["generateName"]).chars().take(MAX_BASE).collect();
             value["metadata"]["name"] = json!(format!("{base}{}", suffix()));
         }
-        let (value, assigned) = complete(door, place, &view, value)?;
+        let (value, allotted) = complete(door, place, &view, value)?;
         let name = text(&value["metadata"]["name"]).to_owned();
         let key = Key::new(place.kind.resource, place.namespace.as_deref().unwrap_or_default(), name.as_str());
-        let claims = assigned.as_ref().map(Assigned::claims).unwrap_or_default();
         if dry {
             if view.get(&key).is_some() {
                 return Err(Failure::exists(place.kind, &name));
@@ -149,20 +148,23 @@ pub(crate) async fn create(door: &Arc<Door>, place: &Place, asked: &mut Asked) -
             let object = Object::new(key, text(&value["metadata"]["uid"]).into(), 0, value.to_string().into());
             return shown(door, place, asked, StatusCode::CREATED, &object);
         }
-        match door.cluster.propose(Op::Create { key, value: Arc::new(value), claims }.into()).await {
+        match door
+            .cluster
+            .propose(Op::Create { key, value: Arc::new(value), claims: allotted.claims.clone() }.into())
+            .await
+        {
             Ok(outcomes) => {
                 return match outcomes.into_iter().next() {
                     Some(Outcome::Stored(object)) => shown(door, place, asked, StatusCode::CREATED, &object),
                     _ => Err(Failure::internal("the store gave no object")),
                 };
             }
-            Err(ProposeError::Rejected { rejection: Rejection::Claimed { holder, .. }, .. }) => match assigned {
-                Some(Assigned::Free(_)) => {}
-                _ => {
-                    let words = format!("the address is taken by the Service {}/{}", holder.namespace, holder.name);
-                    return Err(Failure::invalid(place.kind, &name, &[crate::addresses::invalid(words)]));
+            Err(ProposeError::Rejected { rejection: Rejection::Claimed { claim, holder }, .. }) => {
+                if let Some(problem) = allotted.refusal(&claim, &holder) {
+                    return Err(Failure::invalid(place.kind, &name, &[problem]));
                 }
-            },
+                view = door.cluster.view();
+            }
             Err(ProposeError::Rejected { rejection: Rejection::Exists(_), .. }) if generated => {}
             Err(error) => return Err(Failure::proposal(place.kind, &name, error)),
         }
@@ -192,24 +194,29 @@ fn at_home(place: &Place, view: &View, value: &mut Value) -> Result<(), Failure>
 }
 
 /// What the system adds to a new object, and the checks of the whole.
-fn complete(door: &Door, place: &Place, view: &View, mut value: Value) -> Result<(Value, Option<Assigned>), Failure> {
+fn complete(door: &Door, place: &Place, view: &View, mut value: Value) -> Result<(Value, Allotted), Failure> {
     fresh_metadata(door, &mut value);
     default::apply(place.kind, &mut value);
     first_status(place, &mut value);
     let name = text(&value["metadata"]["name"]).to_owned();
     let mut problems = validate::create(place.kind, &value);
-    let mut assigned = None;
+    let mut allotted = Allotted::default();
     if place.kind.kind == "Service" && value["spec"].is_object() {
-        match door.addresses.assign(view, &mut value, random()) {
-            Ok(found) => assigned = Some(found),
-            Err(problem) => problems.push(problem),
+        let key = Key::new(place.kind.resource, place.namespace.as_deref().unwrap_or_default(), name.as_str());
+        match allot(&door.addresses, view, &key, &mut value, random()) {
+            Ok(found) => allotted = found,
+            // What is wrong with the form of a field is said once.
+            Err(found) => {
+                let said: Vec<String> = problems.iter().map(|problem| problem.path.clone()).collect();
+                problems.extend(found.into_iter().filter(|problem| !said.contains(&problem.path)));
+            }
         }
     }
     if !problems.is_empty() {
         return Err(Failure::invalid(place.kind, &name, &problems));
     }
     too_large(place, &value)?;
-    Ok((value, assigned))
+    Ok((value, allotted))
 }
 
 /// Counts what is written to it.
@@ -241,7 +248,7 @@ pub(crate) fn too_large(place: &Place, value: &Value) -> Result<(), Failure> {
     ))
 }
 
-fn random() -> u32 {
+pub(crate) fn random() -> u32 {
     u32::from_le_bytes(uuid::Uuid::new_v4().as_bytes()[..4].try_into().unwrap_or_default())
 }
 

@@ -362,6 +362,67 @@ async fn services_get_addresses_of_their_own() {
 }
 
 #[tokio::test]
+async fn services_are_exposed_and_change_their_types() {
+    let world = World::open().await;
+    let admin = world.admin();
+    let path = "/api/v1/namespaces/default/services";
+    // What `kubectl expose --type=NodePort` sends.
+    let exposed = json!({
+        "kind": "Service", "apiVersion": "v1", "metadata": {"name": "web", "creationTimestamp": null, "labels": {"app": "web"}},
+        "spec": {"ports": [{"protocol": "TCP", "port": 80, "targetPort": 8080}], "selector": {"app": "web"}, "type": "NodePort"},
+        "status": {"loadBalancer": {}},
+    });
+    let made = admin.post(path, &exposed).await.json();
+    let number = made["spec"]["ports"][0]["nodePort"].as_u64().expect("a number on the nodes");
+    assert!((30_086..=32_767).contains(&number), "{number}");
+    let one = format!("{path}/web");
+    let again = admin.put(&one, &exposed).await.json();
+    assert_eq!(again["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"], "the same file is no change");
+    let ask_for = |name: &str| {
+        let mut other = exposed.clone();
+        other["metadata"]["name"] = json!(name);
+        other["spec"]["ports"][0]["nodePort"] = json!(number);
+        other
+    };
+    let (code, _, message) = admin.post(path, &ask_for("two")).await.status();
+    assert_eq!(code, 422);
+    let words = format!("spec.ports[0].nodePort: {number}: provided port is already allocated");
+    assert!(message.contains(&words) && message.contains("default/web"), "{message}");
+
+    // A patch of the type alone gives back what the new type has not.
+    let patch = async |body: Value| admin.ask("PATCH", &one, "application/merge-patch+json", body.to_string()).await;
+    let inside = patch(json!({"spec": {"type": "ClusterIP"}})).await.json();
+    assert_eq!(inside["spec"]["ports"][0].get("nodePort"), None);
+    assert_eq!(inside["spec"]["clusterIP"], made["spec"]["clusterIP"]);
+    assert_eq!(admin.post(path, &ask_for("two")).await.code, 201, "the number is free again");
+    let balanced = patch(json!({"spec": {"type": "LoadBalancer"}})).await.json();
+    assert!(balanced["spec"]["ports"][0]["nodePort"].as_u64().is_some_and(|other| other != number));
+    assert_eq!(balanced["spec"]["allocateLoadBalancerNodePorts"], true);
+    let (code, _, message) = patch(json!({"spec": {"healthCheckNodePort": 31_000}})).await.status();
+    assert!(code == 422 && message.contains("`healthCheckNodePort` is not supported yet"), "{message}");
+    let alias = patch(json!({"spec": {"type": "ExternalName", "externalName": "db.example.com"}})).await.json();
+    assert_eq!((alias["spec"].get("clusterIP"), alias["spec"]["ports"][0].get("nodePort")), (None, None));
+    let free = json!({"metadata": {"name": "three"}, "spec": {"clusterIP": made["spec"]["clusterIP"], "ports": [{"port": 1}]}});
+    assert_eq!(admin.post(path, &free).await.code, 201, "so is the address");
+    let back = patch(json!({"spec": {"type": "ClusterIP", "externalName": null, "clusterIP": null}})).await.json();
+    assert!(back["spec"]["clusterIP"].as_str().is_some_and(|ip| made["spec"]["clusterIP"] != ip), "{back}");
+    assert_eq!(patch(json!({"spec": {"clusterIP": "None"}})).await.code, 422);
+
+    // Somebody else takes a number that was named, between the look and the write.
+    let late = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "faster", "namespace": "default", "uid": "f"}, "spec": {}});
+    let faster = |claim: &str| {
+        let (key, claims) = (Key::new("services", "default", "faster"), vec![claim.to_owned()]);
+        Op::Create { key, value: std::sync::Arc::new(late.clone()), claims }.into()
+    };
+    let mut named = exposed.clone();
+    named["metadata"]["name"] = json!("four");
+    named["spec"]["ports"][0]["nodePort"] = json!(30_004);
+    world.cluster.faster.lock().unwrap().push(faster("nodeport/tcp/30004"));
+    let (code, _, message) = admin.post(path, &named).await.status();
+    assert!(code == 422 && message.contains("30004: provided port is already allocated"), "{message}");
+}
+
+#[tokio::test]
 async fn deletions_heed_their_options() {
     let world = World::open().await;
     let admin = world.admin();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use coracle_base::Millis;
 use coracle_manifests::selector::Labels;
+use coracle_manifests::service::has_cluster_ip;
 use coracle_manifests::view::{is_deleting, is_finished, is_true, list, text};
 use coracle_store::{Expect, Key, Object, Op, Transaction, View};
 use serde_json::{Value, json};
@@ -36,14 +37,25 @@ pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
     for service in view.list("services", None) {
         let selector = Labels::from_map(&service.tree()["spec"]["selector"]);
         let selects = service.tree()["spec"]["selector"].as_object().is_some_and(|map| !map.is_empty());
-        if !selects || is_deleting(service.tree()) {
+        let alias = !has_cluster_ip(&service.tree()["spec"]);
+        if !(selects || alias) || is_deleting(service.tree()) {
+            continue;
+        }
+        let held: Vec<&Arc<Object>> = controlled(view, service, SLICES)
+            .filter(|slice| slice.tree()["metadata"]["labels"][MANAGED_BY] == MANAGER)
+            .collect();
+        if alias {
+            // What it had before it became another name for something else.
+            let gone = held.iter().map(|slice| Op::Delete {
+                key: slice.key.clone(),
+                expect: Expect { uid: Some(slice.uid.clone()), revision: Some(slice.revision) },
+            });
+            let ops: Vec<Op> = gone.collect();
+            transactions.extend((!ops.is_empty()).then_some(Transaction { ops }));
             continue;
         }
         let candidates = pods.entry(service.key.namespace.clone()).or_insert_with(|| addressed(view, service));
         let groups = wanted(service, &selector, candidates, &silent);
-        let held: Vec<&Arc<Object>> = controlled(view, service, SLICES)
-            .filter(|slice| slice.tree()["metadata"]["labels"][MANAGED_BY] == MANAGER)
-            .collect();
         let ops = reconcile(service, groups, &held, now, ids);
         if !ops.is_empty() {
             transactions.push(Transaction { ops });

@@ -6,6 +6,7 @@
 //! them calls once a second as well as after changes.
 #![forbid(unsafe_code)]
 
+pub mod balancer;
 pub mod deployment;
 pub mod endpoints;
 pub mod events;
@@ -70,6 +71,12 @@ pub fn all() -> &'static [Controller] {
             reads: &["services", "pods", "nodes", "endpointslices.discovery.k8s.io"],
             timed: false,
             plan: endpoints::plan,
+        },
+        Controller {
+            name: "balancer",
+            reads: &["services", "nodes", "endpointslices.discovery.k8s.io"],
+            timed: false,
+            plan: balancer::plan,
         },
         Controller { name: "podgc", reads: &["pods", "nodes"], timed: false, plan: podgc::plan },
         Controller { name: "events", reads: &["events"], timed: true, plan: events::plan },

@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use coracle_base::Millis;
 use coracle_manifests::quantity::Quantity;
+use coracle_manifests::service::protocol;
 use coracle_manifests::time::rfc3339;
 use coracle_manifests::view::{condition, controller_uid, is_deleting, is_finished, is_true, list, text};
-use coracle_scheduler::{Amounts, Effect, Explain, NodeState, PodRequest, Taint, Toleration, TolerationOperator};
+use coracle_scheduler::{
+    Amounts, Effect, Explain, HostPort, NodeState, PodRequest, Taint, Toleration, TolerationOperator,
+};
 use coracle_store::{Mark, Object, Op, Transaction, Usage, View};
 use serde_json::{Value, json};
 
@@ -91,8 +94,9 @@ fn node_state(view: &View, node: &Object) -> NodeState {
     let room = &tree["status"]["allocatable"];
     let usage = view.usage_on(&node.key.name);
     let mut owners: BTreeMap<Arc<str>, u32> = BTreeMap::new();
-    let mut ephemeral = 0_u64;
+    let (mut ephemeral, mut ports) = (0_u64, Vec::new());
     for pod in view.pods_on(&node.key.name).filter(|pod| !is_finished(pod.tree())) {
+        ports.extend(host_ports(&pod.tree()["spec"]));
         ephemeral = ephemeral.saturating_add(amount(ephemeral_storage(&pod.tree()["spec"])));
         if let Some(owner) = controller_uid(pod.tree()).filter(|_| !is_deleting(pod.tree())) {
             *owners.entry(owner.into()).or_default() += 1;
@@ -118,7 +122,28 @@ fn node_state(view: &View, node: &Object) -> NodeState {
             pods: amount(usage.pods),
         },
         owners,
+        host_ports: ports,
     }
+}
+
+/// Ports of the node that a pod has: those it names, and in the node's network all of its own.
+fn host_ports(spec: &Value) -> Vec<HostPort> {
+    let sidecars = list(&spec["initContainers"]).iter().filter(|init| init["restartPolicy"] == "Always");
+    let ports = list(&spec["containers"]).iter().chain(sidecars).flat_map(|container| list(&container["ports"]));
+    let in_host = spec["hostNetwork"] == true;
+    let mut found: Vec<HostPort> = ports
+        .filter_map(|port| {
+            let number = if in_host { &port["containerPort"] } else { &port["hostPort"] };
+            let address = text(&port["hostIP"]);
+            Some(HostPort {
+                address: Some(address).filter(|address| !matches!(*address, "" | "0.0.0.0")).map(Arc::from),
+                protocol: protocol(port).into(),
+                port: number.as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0)?,
+            })
+        })
+        .collect();
+    found.sort_unstable();
+    found
 }
 
 fn limit(value: &Value) -> u64 {
@@ -141,6 +166,7 @@ fn request(pod: &Object) -> PodRequest {
         },
         node_selector: strings(&tree["spec"]["nodeSelector"]),
         tolerations: list(&tree["spec"]["tolerations"]).iter().map(toleration).collect(),
+        host_ports: host_ports(&tree["spec"]),
         owner: controller_uid(tree).map(Arc::from),
     }
 }

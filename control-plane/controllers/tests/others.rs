@@ -116,6 +116,165 @@ mod replicaset {
     }
 }
 
+mod host_ports {
+    use super::*;
+
+    #[test]
+    fn two_pods_with_one_port_of_the_node_are_on_two_nodes() {
+        let mut world = World::with_nodes(&["a", "b"]);
+        let mut web = deployment("web", 3);
+        web["spec"]["template"]["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "hostPort": 80}]);
+        world.create(web);
+        world.run_to_rest();
+        let nodes: Vec<String> =
+            world.list("pods").iter().map(|pod| text(&pod.tree()["spec"]["nodeName"]).to_owned()).collect();
+        assert_eq!(nodes.iter().filter(|node| node.is_empty()).count(), 1, "{nodes:?}");
+        let waiting =
+            world.list("pods").into_iter().find(|pod| text(&pod.tree()["spec"]["nodeName"]).is_empty()).unwrap();
+        let said = condition(waiting.tree(), "PodScheduled").map(|held| text(&held["message"]).to_owned()).unwrap();
+        assert!(
+            said.starts_with("0/2 nodes are available: 2 node(s) didn't have free ports for the requested pod ports."),
+            "{said}"
+        );
+        assert!(said.contains("another pod there has its hostPort 80/TCP"), "{said}");
+        // A pod in the node's own network has its ports too.
+        let mut host = pod("host", json!({}));
+        host["spec"]["hostNetwork"] = json!(true);
+        host["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80}]);
+        world.create(host);
+        world.run_to_rest();
+        assert_eq!(world.tree("pods", "host")["spec"].get("nodeName"), None);
+        let gone = world.list("pods").into_iter().find(|pod| pod.tree()["spec"]["nodeName"] == "a").unwrap();
+        world.edit("deployments.apps", "web", |value| value["spec"]["replicas"] = json!(2));
+        world.delete("pods", &gone.key.name);
+        world.run_to_rest();
+        let on_a = world.list("pods").iter().filter(|pod| pod.tree()["spec"]["nodeName"] == "a").count();
+        assert_eq!(on_a, 1, "whoever waited longest");
+    }
+}
+
+mod balancer {
+    use super::*;
+
+    fn balancer(name: &str, port: u16) -> Value {
+        let mut value = service(name, json!({"port": port, "targetPort": 8080}));
+        value["spec"]["type"] = json!("LoadBalancer");
+        value
+    }
+
+    fn world() -> World {
+        let mut world = World::with_nodes(&["a", "b", "c"]);
+        for (name, address) in [("a", "192.0.2.3"), ("b", "192.0.2.20"), ("c", "192.0.2.1")] {
+            world.edit("nodes", name, |node| {
+                node["status"]["addresses"] =
+                    json!([{"type": "Hostname", "address": name}, {"type": "InternalIP", "address": address}]);
+            });
+        }
+        world
+    }
+
+    fn ways_in(world: &World, name: &str) -> String {
+        let status = &world.tree("services", name)["status"];
+        let ways = list(&status["loadBalancer"]["ingress"]).iter().map(|way| text(&way["ip"]));
+        ways.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_balancer_is_at_every_ready_node() {
+        let mut world = world();
+        world.create(balancer("web", 80));
+        world.create(service("inner", json!({"port": 80})));
+        world.settle();
+        assert_eq!(ways_in(&world, "web"), "192.0.2.1 192.0.2.3 192.0.2.20", "in the order of numbers");
+        assert_eq!(ways_in(&world, "inner"), "");
+        assert_eq!(world.run("balancer"), Vec::<String>::new(), "nothing is left to do");
+        world.beats.get_mut("c").unwrap().age_ms = 5_000;
+        world.edit("nodes", "a", |node| {
+            node["metadata"]["labels"]["node.kubernetes.io/exclude-from-external-load-balancers"] = json!("");
+        });
+        world.settle();
+        assert_eq!(ways_in(&world, "web"), "192.0.2.20");
+        world.edit("services", "web", |value| value["spec"]["type"] = json!("NodePort"));
+        world.settle();
+        assert_eq!(world.tree("services", "web")["status"], json!({"loadBalancer": {}}));
+    }
+
+    #[test]
+    fn a_port_is_the_oldest_one_s_and_the_others_say_whose() {
+        let mut world = world();
+        world.create(balancer("z", 80));
+        world.now += 1_000;
+        world.create(balancer("a", 80));
+        world.create(balancer("ssh", 22));
+        let mut other = balancer("udp", 80);
+        other["spec"]["ports"][0]["protocol"] = json!("UDP");
+        world.create(other);
+        let lines = world.settle();
+        let said: Vec<&String> = lines.iter().filter(|line| line.contains("event PortTaken")).collect();
+        assert_eq!(
+            said,
+            [
+                "event PortTaken: port 80/TCP of the nodes is held by the Service default/z",
+                "event PortTaken: port 22/TCP of the nodes is the port of the node's SSH server: choose another `port`",
+            ],
+            "once each"
+        );
+        assert_eq!((ways_in(&world, "z").len(), ways_in(&world, "udp").len()), (30, 30));
+        assert_eq!((ways_in(&world, "a"), ways_in(&world, "ssh")), (String::new(), String::new()));
+        assert!(is_true(&world.tree("services", "a"), "LoadBalancerPortsError"));
+        world.delete("services", "z");
+        world.settle();
+        assert_eq!(ways_in(&world, "a").len(), 30, "its turn has come");
+        assert_eq!(condition(&world.tree("services", "a"), "LoadBalancerPortsError"), None);
+    }
+
+    #[test]
+    fn local_ones_are_where_their_endpoints_are() {
+        let mut world = world();
+        let mut local = balancer("web", 80);
+        local["spec"]["externalTrafficPolicy"] = json!("Local");
+        world.create(local);
+        world.settle();
+        assert_eq!(ways_in(&world, "web"), "");
+        let mut only = pod("one", json!({"app": "web"}));
+        only["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "b"});
+        world.create(only);
+        world.run_to_rest();
+        assert_eq!(ways_in(&world, "web"), "192.0.2.20");
+        let one = world.list("pods")[0].clone();
+        world.report(&one, false);
+        world.settle();
+        assert_eq!(ways_in(&world, "web"), "");
+    }
+
+    #[test]
+    fn one_with_a_class_is_left_to_whoever_keeps_the_class() {
+        let mut world = world();
+        let mut foreign = balancer("web", 80);
+        foreign["spec"]["loadBalancerClass"] = json!("example.com/lb");
+        let made = world.create(foreign);
+        let given = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}});
+        world.status(&made, given.clone());
+        world.create(balancer("own", 80));
+        world.settle();
+        assert_eq!(world.tree("services", "web")["status"], given);
+        assert_eq!(ways_in(&world, "own").len(), 30, "their ports are not the nodes'");
+    }
+
+    #[test]
+    fn an_alias_has_no_slices() {
+        let mut world = world();
+        world.create(service("web", json!({"port": 80})));
+        world.settle();
+        assert_eq!(world.list(SLICES).len(), 1);
+        world.edit("services", "web", |value| {
+            value["spec"] = json!({"type": "ExternalName", "externalName": "a.example", "selector": {"app": "web"}});
+        });
+        world.settle();
+        assert!(world.list(SLICES).is_empty());
+    }
+}
+
 mod endpoints {
     use super::*;
 

@@ -6,6 +6,7 @@ use super::{Found, create};
 use crate::default;
 use crate::kinds::Kind;
 use crate::problem::{Problem, Reason, bounded};
+use crate::service::{has_cluster_ip, type_of};
 use crate::view::{is_deleting, list, text};
 
 /// Problems of a change, after defaults: those of the new object, and changes that are not allowed.
@@ -27,9 +28,7 @@ pub fn update(kind: &Kind, old: &Value, new: &Value) -> Vec<Problem> {
         "Deployment" | "ReplicaSet" => found.fixed("spec.selector", &before["selector"], &after["selector"]),
         "Secret" => found.fixed("type", &old["type"], &new["type"]),
         "EndpointSlice" => found.fixed("addressType", &old["addressType"], &new["addressType"]),
-        "Service" if !text(&before["clusterIP"]).is_empty() => {
-            found.fixed("spec.clusterIP", &before["clusterIP"], &after["clusterIP"]);
-        }
+        "Service" => found.service_change(before, after),
         "Node" => {
             for field in ["podCIDR", "providerID"] {
                 if !text(&before[field]).is_empty() {
@@ -54,6 +53,16 @@ pub fn update(kind: &Kind, old: &Value, new: &Value) -> Vec<Problem> {
 }
 
 impl Found {
+    /// An address stays for as long as the Service has one; as an alias of another name it has none.
+    fn service_change(&mut self, before: &Value, after: &Value) {
+        if has_cluster_ip(before) && has_cluster_ip(after) && !text(&before["clusterIP"]).is_empty() {
+            self.fixed("spec.clusterIP", &before["clusterIP"], &after["clusterIP"]);
+        }
+        if type_of(before) == "LoadBalancer" && type_of(after) == "LoadBalancer" {
+            self.fixed("spec.loadBalancerClass", &before["loadBalancerClass"], &after["loadBalancerClass"]);
+        }
+    }
+
     fn fixed(&mut self, path: &str, old: &Value, new: &Value) {
         if old != new {
             let hint = "delete the object and create it anew";

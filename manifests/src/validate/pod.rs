@@ -1,13 +1,14 @@
 //! Pod specs: containers, volumes, probes, and what of them refers to what.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::Value;
 
 use super::{Found, names::shown};
 use crate::problem::Reason;
 use crate::quantity::Quantity;
+use crate::service::{own_port, protocol};
 use crate::view::{list, text};
 
 const MOST: i64 = i32::MAX as i64;
@@ -57,6 +58,7 @@ impl Found {
                 self.container(container, &at, part == "initContainers", &pod);
             }
         }
+        self.host_ports(spec, path);
         self.range(&format!("{path}.terminationGracePeriodSeconds"), &spec["terminationGracePeriodSeconds"], 0, MOST);
         self.range(&format!("{path}.activeDeadlineSeconds"), &spec["activeDeadlineSeconds"], 1, MOST);
         self.labels(&spec["nodeSelector"], &format!("{path}.nodeSelector"));
@@ -349,6 +351,7 @@ impl Found {
         let mut names = BTreeSet::new();
         for (index, port) in list(value).iter().enumerate() {
             let here = format!("{at}[{index}]");
+            self.host_port(port, &here, host_network);
             if self.required(&format!("{here}.containerPort"), &port["containerPort"]) {
                 self.range(&format!("{here}.containerPort"), &port["containerPort"], 1, 65535);
             }
@@ -360,18 +363,53 @@ impl Found {
                     self.add(&format!("{here}.name"), Reason::Duplicate, message, None);
                 }
             }
-            let host = port["hostPort"].as_i64().unwrap_or(0);
-            if host != 0 && !host_network {
-                let hint = "use a Service, or `hostNetwork: true`";
-                self.add(
-                    &format!("{here}.hostPort"),
-                    Reason::Unsupported,
-                    "`hostPort` is not supported yet",
-                    Some(hint),
-                );
-            } else if host != 0 && port["containerPort"].as_i64() != Some(host) {
-                let message = "with `hostNetwork: true` it is the same as containerPort";
-                self.add(&format!("{here}.hostPort"), Reason::Invalid, message, None);
+        }
+    }
+
+    /// A port of the node that leads to the container.
+    fn host_port(&mut self, port: &Value, here: &str, host_network: bool) {
+        let (at, host) = (format!("{here}.hostPort"), port["hostPort"].as_i64().unwrap_or(0));
+        self.range(&at, &port["hostPort"], 0, 65535);
+        if host != 0 && host_network && port["containerPort"].as_i64() != Some(host) {
+            let message = "with `hostNetwork: true` it is the same as containerPort";
+            self.add(&at, Reason::Invalid, message, None);
+        }
+        if !host_network && let Some(own) = own_port(protocol(port), host) {
+            self.add(&at, Reason::Unsupported, format!("{host} cannot be used: it is the port of {own}"), None);
+        }
+        let address = text(&port["hostIP"]);
+        if address.is_empty() {
+            return;
+        }
+        let path = format!("{here}.hostIP");
+        match address.parse::<Ipv4Addr>() {
+            Err(_) => {
+                let message = format!("`{}` is not an IPv4 address", shown(address));
+                self.add(&path, Reason::Invalid, message, None);
+            }
+            Ok(parsed) if parsed.is_loopback() && !host_network => {
+                let hint = "name an address of the node, or leave the field out";
+                self.add(&path, Reason::Unsupported, "addresses of the loopback are not supported yet", Some(hint));
+            }
+            Ok(_) => {}
+        }
+    }
+
+    /// No two containers have one port of the node (upstream: `checkHostPortConflicts`).
+    fn host_ports(&mut self, spec: &Value, at: &str) {
+        let mut taken = BTreeSet::new();
+        for part in ["initContainers", "containers"] {
+            for (number, container) in list(&spec[part]).iter().enumerate() {
+                for (index, port) in list(&container["ports"]).iter().enumerate() {
+                    let host = port["hostPort"].as_i64().unwrap_or(0);
+                    // Init containers run one after the other.
+                    let alone = part == "initContainers" && container["restartPolicy"] != "Always";
+                    if host == 0 || alone || taken.insert((text(&port["hostIP"]), protocol(port), host)) {
+                        continue;
+                    }
+                    let path = format!("{at}.{part}[{number}].ports[{index}].hostPort");
+                    self.add(&path, Reason::Duplicate, format!("{host} is given twice for this protocol"), None);
+                }
             }
         }
     }

@@ -160,7 +160,30 @@ fn pods() {
         (at("restartPolicy"), json!("Always"), "only an init container"),
         (at("image"), json!("a b"), "an image's name has no space"),
         (at("ports/0/name"), json!("a--b"), "`a--b` is not a port name"),
-        (at("ports/0/hostPort"), json!(80), "hostPort: `hostPort` is not supported yet"),
+        (at("ports/0/hostPort"), json!(8080), ""),
+        (at("ports/0/hostPort"), json!(70_000), "ports[0].hostPort: 70000 is out of range"),
+        (at("ports/0/hostPort"), json!(6443), "ports[0].hostPort: 6443 cannot be used: it is the port of the API"),
+        (at("ports/0"), json!({"containerPort": 80, "hostPort": 80, "hostIP": "192.0.2.1"}), ""),
+        (
+            at("ports/0"),
+            json!({"containerPort": 80, "hostPort": 80, "hostIP": "127.0.0.1"}),
+            "hostIP: addresses of the loopback",
+        ),
+        (
+            at("ports/0"),
+            json!({"containerPort": 80, "hostPort": 80, "hostIP": "here"}),
+            "hostIP: `here` is not an IPv4 address",
+        ),
+        (
+            at("ports"),
+            json!([{"containerPort": 80, "hostPort": 80}, {"containerPort": 81, "hostPort": 80}]),
+            "spec.containers[0].ports[1].hostPort: 80 is given twice for this protocol",
+        ),
+        (
+            at("ports"),
+            json!([{"containerPort": 80, "hostPort": 80}, {"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]),
+            "",
+        ),
         (at("env/0/name"), json!("A=B"), "env[0].name: `A=B` is not a variable's name"),
         (at("env/0/valueFrom"), json!({}), "exactly one of `fieldRef`"),
         (
@@ -256,6 +279,7 @@ fn services_secrets_nodes_and_the_rest() {
             ("/spec/selector", json!({"a": "b c"}), "is not a label value"),
         ],
     );
+    exposed_services();
     let secret = json!({"metadata": {"name": "s"}, "type": "Opaque", "stringData": {"tls.crt": "a"}});
     check(
         "secret",
@@ -330,6 +354,101 @@ fn services_secrets_nodes_and_the_rest() {
         ],
     );
     assert!(problems("deploy", json!({"metadata": {"name": "a"}})).contains("spec.selector: this field is required"));
+}
+
+fn exposed_services() {
+    let service = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "", "externalName": "", "externalIPs": [],
+        "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}, "internalTrafficPolicy": "Local",
+        "externalTrafficPolicy": "Local", "loadBalancerClass": null, "loadBalancerSourceRanges": [], "allocateLoadBalancerNodePorts": null,
+        "ports": [{"port": 80, "name": "a", "nodePort": 30080}, {"port": 81, "name": "b", "protocol": "UDP", "nodePort": 30080}]}});
+    check(
+        "svc",
+        &service,
+        &[
+            ("/spec/clusterIP", json!("None"), "spec.clusterIPs[0]: may not be set to 'None' for NodePort services"),
+            ("/spec/type", json!("ClusterIP"), "spec.ports[0].nodePort: may not be used when `type` is 'ClusterIP'"),
+            (
+                "/spec/type",
+                json!("ClusterIP"),
+                "externalTrafficPolicy: may only be set for externally-accessible services",
+            ),
+            ("/spec/type", json!("LoadBalancer"), ""),
+            ("/spec/type", json!("ExternalName"), "spec.externalName: this field is required"),
+            ("/spec/type", json!("ExternalName"), "spec.sessionAffinity: has no effect on an ExternalName Service"),
+            ("/spec/ports/1/protocol", json!("TCP"), "spec.ports[1].nodePort: 30080 is given twice"),
+            ("/spec/externalName", json!("a.example"), "externalName: may only be used when `type` is 'ExternalName'"),
+            (
+                "/spec/loadBalancerClass",
+                json!("a/b"),
+                "loadBalancerClass: may only be used when `type` is 'LoadBalancer'",
+            ),
+            ("/spec/allocateLoadBalancerNodePorts", json!(false), "may only be used when `type` is 'LoadBalancer'"),
+            (
+                "/spec/loadBalancerSourceRanges",
+                json!(["192.0.2.0/24"]),
+                "loadBalancerSourceRanges: may only be used when",
+            ),
+            ("/spec/loadBalancerSourceRanges", json!(["192.0.2.0/33"]), "Ranges[0]: `192.0.2.0/33` is not a block"),
+            ("/spec/externalIPs", json!(["192.0.2.1"]), ""),
+            (
+                "/spec/externalIPs",
+                json!(["127.0.0.1"]),
+                "spec.externalIPs[0]: 127.0.0.1 may not be in the loopback range",
+            ),
+            ("/spec/externalIPs", json!(["::1"]), "spec.externalIPs[0]: `::1` is not an IPv4 address"),
+            (
+                "/spec/sessionAffinity",
+                json!("None"),
+                "sessionAffinityConfig: must not be set when session affinity is None",
+            ),
+            ("/spec/sessionAffinityConfig/clientIP/timeoutSeconds", json!(86_401), "86401 is out of range: 1 to 86400"),
+        ],
+    );
+    let outer = json!({"metadata": {"name": "s"}, "spec": {"externalIPs": ["192.0.2.1"], "clusterIP": "", "ports": [{"port": 80}]}});
+    check(
+        "svc",
+        &outer,
+        &[
+            ("/spec/ports/0/port", json!(6443), "6443 cannot be used with `externalIPs`: it is the port of the API"),
+            ("/spec/clusterIP", json!("None"), "spec.externalIPs: has no effect on a headless Service"),
+        ],
+    );
+    let alias = json!({"metadata": {"name": "s"}, "spec": {"type": "ExternalName", "externalName": "db.example.com", "clusterIP": ""}});
+    check(
+        "svc",
+        &alias,
+        &[
+            ("/spec/externalName", json!("db.example.com."), ""),
+            ("/spec/externalName", json!("db_1"), "`db_1` is not a DNS name"),
+            ("/spec/clusterIP", json!("None"), "spec.clusterIP: may not be set for ExternalName services"),
+        ],
+    );
+}
+
+#[test]
+fn a_service_keeps_its_address_and_its_class() {
+    let kind = by_word("svc").unwrap();
+    let changed = |before: Value, after: Value| {
+        let mut objects = [before, after].map(|spec| {
+            let mut spec = spec;
+            if spec["type"] != "ExternalName" {
+                spec["ports"] = json!([{"port": 80}]);
+            }
+            json!({"metadata": {"name": "s"}, "spec": spec})
+        });
+        objects.iter_mut().for_each(|object| crate::default::apply(kind, object));
+        update(kind, &objects[0], &objects[1]).into_iter().map(|problem| problem.path).collect::<Vec<_>>()
+    };
+    let (here, none) = (json!({"clusterIP": "10.43.0.9"}), json!({"clusterIP": "None"}));
+    let alias = json!({"type": "ExternalName", "externalName": "a.example"});
+    assert_eq!(changed(here.clone(), json!({"clusterIP": "10.43.0.8"})), ["spec.clusterIP"]);
+    assert_eq!(changed(here.clone(), none.clone()), ["spec.clusterIP"]);
+    assert_eq!(changed(here.clone(), json!({"clusterIP": "10.43.0.9", "type": "NodePort"})), Vec::<String>::new());
+    assert_eq!(changed(here, alias.clone()), Vec::<String>::new());
+    assert_eq!(changed(alias, none), Vec::<String>::new());
+    let class = |class: &str| json!({"type": "LoadBalancer", "loadBalancerClass": class});
+    assert_eq!(changed(class("a/b"), class("a/c")), ["spec.loadBalancerClass"]);
+    assert_eq!(changed(json!({"clusterIP": ""}), class("a/c")), Vec::<String>::new());
 }
 
 fn defaulted(pod: &Value) -> Value {

@@ -84,10 +84,18 @@ fn tuple_port(tuple: &[u8], which: u16) -> Option<u16> {
     attribute(attribute(tuple, CTA_TUPLE_PROTO)?, which)?.try_into().ok().map(u16::from_be_bytes)
 }
 
-/// Whether a flow goes to an endpoint that its service no longer has.
-pub fn is_stale(flow: &Flow, services: &HashMap<(Ipv4Addr, u16), Vec<Backend>>, service_cidr: Cidr) -> bool {
-    service_cidr.contains(flow.destination.0)
-        && services.get(&flow.destination).is_none_or(|backends| !backends.contains(&flow.endpoint))
+/// Whether a flow goes to an endpoint that its service no longer has. Others translate addresses too; ours are those to service
+/// addresses, to ports that services have, and to pods (of services and node ports that are gone).
+pub fn is_stale(
+    flow: &Flow,
+    services: &HashMap<(Ipv4Addr, u16), Vec<Backend>>,
+    service_cidr: Cidr,
+    cluster_cidr: Cidr,
+) -> bool {
+    match services.get(&flow.destination) {
+        Some(backends) => !backends.contains(&flow.endpoint),
+        None => service_cidr.contains(flow.destination.0) || cluster_cidr.contains(flow.endpoint.0),
+    }
 }
 
 /// The message that deletes one flow. ENOENT in the answer means it ended by itself.
@@ -103,4 +111,27 @@ pub fn delete(flow: &Flow, sequence: u32) -> Vec<u8> {
         }
     });
     writer.bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_of_others_are_left_alone() {
+        let (services, pods) = ("10.43.0.0/16".parse().unwrap(), "10.42.0.0/16".parse().unwrap());
+        let (vip, node) = (Ipv4Addr::new(10, 43, 0, 9), Ipv4Addr::new(192, 0, 2, 1));
+        let (pod, other) = (Ipv4Addr::new(10, 42, 1, 2), Ipv4Addr::new(172, 17, 0, 2));
+        let table = HashMap::from([((vip, 53), vec![(pod, 5353)]), ((node, 30_053), vec![(pod, 5353), (other, 53)])]);
+        let stale = |destination: Backend, endpoint: Backend| {
+            let flow = Flow { destination, endpoint, original: Vec::new(), id: None, zone: None };
+            is_stale(&flow, &table, services, pods)
+        };
+        assert!(!stale((vip, 53), (pod, 5353)), "its endpoint");
+        assert!(stale((vip, 53), (pod, 5354)), "an endpoint it has no more");
+        assert!(stale((vip, 54), (pod, 5353)), "a port it has no more");
+        assert!(!stale((node, 30_053), (other, 53)) && stale((node, 30_053), (other, 54)));
+        assert!(stale((node, 30_054), (pod, 5353)), "a node port that is gone");
+        assert!(!stale((node, 8053), (other, 53)), "somebody else's containers");
+    }
 }

@@ -57,15 +57,27 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// One port of one service address.
+/// Whose connections an entry is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Clients {
+    /// Everybody's, but for those of pods and of this node where there is another entry for them.
+    #[default]
+    All,
+    /// Pods' and this node's own.
+    Inside,
+}
+
+/// One port of one address that a service is reached at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
-    /// The service's cluster address.
+    /// The address: the service's own, or one of this node's or of the outside that is led here.
     pub vip: Ipv4Addr,
     /// Its protocol.
     pub proto: Protocol,
-    /// The service's port.
+    /// The port at that address.
     pub port: u16,
+    /// Whose connections are meant.
+    pub clients: Clients,
 }
 
 impl fmt::Display for ServiceKey {
@@ -74,31 +86,45 @@ impl fmt::Display for ServiceKey {
     }
 }
 
-/// One port of a service and where its connections go. A service with three ports is three entries.
+/// One port of one address that a service is reached at, and where its connections go. A service with three ports and two
+/// addresses is six entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceEntry {
-    /// The service's cluster address.
+    /// The address.
     pub vip: Ipv4Addr,
-    /// The service's port.
+    /// The port at that address.
     pub port: u16,
     /// Its protocol.
     pub proto: Protocol,
+    /// Whose connections are meant.
+    pub clients: Clients,
     /// Ready endpoints (address and target port), in any order. None: connections are refused.
     pub backends: Vec<(Ipv4Addr, u16)>,
+    /// A client comes to the same endpoint again until it has made no connection for so many seconds.
+    pub affinity_s: Option<u32>,
+    /// Only clients from these blocks may connect; the others hear nothing. `None`: everybody may.
+    pub allowed: Option<Vec<Cidr>>,
 }
 
 impl ServiceEntry {
+    /// An entry for everybody, whose every connection may go to another endpoint.
+    pub fn new(vip: Ipv4Addr, port: u16, proto: Protocol, backends: Vec<(Ipv4Addr, u16)>) -> ServiceEntry {
+        ServiceEntry { vip, port, proto, clients: Clients::All, backends, affinity_s: None, allowed: None }
+    }
+
     /// The key under which the entry stands in the kernel's maps.
     pub fn key(&self) -> ServiceKey {
-        ServiceKey { vip: self.vip, proto: self.proto, port: self.port }
+        ServiceKey { vip: self.vip, proto: self.proto, port: self.port, clients: self.clients }
     }
 }
 
 /// Everything the packet filter should do for services. The whole truth each time: what is missing here is removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// All ports of all services with a cluster address, in any order.
+    /// All ports of all addresses of services, in any order. Of two entries with one key the later counts.
     pub services: Vec<ServiceEntry>,
+    /// Ports of this node that are pods' alone: they come before services'.
+    pub host_ports: Vec<ServiceEntry>,
     /// Service addresses that this node answers itself (the name server's): they become addresses of the bridge and
     /// entries for them in `services` are skipped.
     pub local_vips: Vec<Ipv4Addr>,

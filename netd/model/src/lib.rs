@@ -13,7 +13,7 @@ pub mod rules;
 pub mod tables;
 
 pub use cidr::{Cidr, CidrError};
-pub use desired::{Desired, Layout, Protocol, ServiceEntry, ServiceKey};
+pub use desired::{Clients, Desired, Layout, Protocol, ServiceEntry, ServiceKey};
 pub use ipam::{Ipam, IpamError, REST_MS};
 pub use overlay::Peer;
 pub use tables::{Delta, Observed, Tables};

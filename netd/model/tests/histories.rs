@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use coracle_net_model::nft::{Batch, RawElement, element_infos, frames};
-use coracle_net_model::rules::{self, EP, HAIRPIN, LOCAL, SVC, VIPS};
+use coracle_net_model::rules::{ALLOWED, Chosen, EP, GUARDED, HAIRPIN, INNER, KEEP, LOCAL, OUTSIDE, SHUT, SVC, VIPS};
 use coracle_net_model::tables::rebuild;
-use coracle_net_model::{Desired, Layout, Observed, Protocol, ServiceEntry, Tables};
+use coracle_net_model::{Clients, Desired, Layout, Observed, Protocol, ServiceEntry, Tables};
 use proptest::prelude::*;
 
 const NEWCHAIN: u16 = 10 << 8 | 3;
@@ -68,21 +68,53 @@ impl Kernel {
 
     /// Whether the maps say exactly what is desired, slots in any order.
     fn check(&self, desired: &Desired) {
-        let (mut svc, mut vips, mut hairpin) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut maps, mut vips, mut hairpin) = ([BTreeMap::new(), BTreeMap::new()], BTreeSet::new(), BTreeSet::new());
+        let (mut shut, mut keep, mut outside) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
+        let (mut guarded, mut allowed) = (BTreeSet::new(), BTreeSet::new());
         let mut endpoints = 0;
-        for service in desired.services.iter().filter(|s| !desired.local_vips.contains(&s.vip)) {
-            vips.insert(service.vip.octets().to_vec());
-            let distinct: BTreeSet<_> = service.backends.iter().copied().collect();
-            for (address, _) in distinct.iter().filter(|(address, _)| layout().node_cidr.contains(*address)) {
-                hairpin.insert([address.octets(), address.octets()].concat());
+        let mut wanted = BTreeMap::new();
+        for service in desired.services.iter().chain(&desired.host_ports) {
+            if !desired.local_vips.contains(&service.vip) {
+                wanted.insert(service.key(), service);
             }
+        }
+        for service in wanted.into_values() {
+            let distinct: BTreeSet<_> = service.backends.iter().copied().collect();
             let mut key = service.vip.octets().to_vec();
             key.extend([service.proto.number(), 0, 0, 0]);
             key.extend(service.port.to_be_bytes());
             key.extend([0, 0]);
+            if layout().service_cidr.contains(service.vip) {
+                vips.insert(service.vip.octets().to_vec());
+            } else if distinct.is_empty() && service.clients == Clients::All {
+                shut.insert(key.clone());
+            }
+            let allowed_here = service.allowed.iter().filter(|_| service.clients == Clients::All);
+            for block in allowed_here.flatten() {
+                guarded.insert(key.clone());
+                // The smallest of the two blocks lies in the largest.
+                if service
+                    .allowed
+                    .as_ref()
+                    .is_some_and(|blocks| blocks.iter().all(|other| other.prefix() >= block.prefix()))
+                {
+                    allowed.insert([&key[..], &block.network().octets()].concat());
+                }
+            }
+            for (address, _) in &distinct {
+                if layout().node_cidr.contains(*address) {
+                    hairpin.insert([address.octets(), address.octets()].concat());
+                } else if !layout().cluster_cidr.contains(*address) {
+                    outside.insert(address.octets().to_vec());
+                }
+            }
+            if service.clients == Clients::All {
+                keep.extend(service.affinity_s.map(|seconds| (key.clone(), Chosen::Keep(seconds).chain())));
+            }
+            let (map, first_slot) = if service.clients == Clients::All { (0, 0) } else { (1, 1_u32 << 31) };
             let found: BTreeSet<_> = (0..distinct.len() as u32)
                 .map(|slot| {
-                    let slot_key = [&key[..], &slot.to_ne_bytes()].concat();
+                    let slot_key = [&key[..], &(first_slot + slot).to_ne_bytes()].concat();
                     let element = self.sets[EP.name].get(&slot_key).expect("every slot has an endpoint");
                     let address: [u8; 4] = element.value[..4].try_into().unwrap();
                     (Ipv4Addr::from(address), u16::from_be_bytes([element.value[4], element.value[5]]))
@@ -91,16 +123,28 @@ impl Kernel {
             assert_eq!(found, distinct);
             endpoints += distinct.len();
             if !distinct.is_empty() {
-                svc.insert(key, rules::spread_chain(distinct.len() as u32));
+                maps[map].insert(key, Chosen::Spread(distinct.len() as u32, service.clients).chain());
             }
         }
-        let found = self.sets.get(SVC.name).cloned().unwrap_or_default();
-        assert_eq!(found.into_iter().map(|(k, e)| (k, e.chain.unwrap())).collect::<BTreeMap<_, _>>(), svc);
+        let [svc, inner] = maps;
+        for (set, map) in [(SVC, svc), (INNER, inner), (KEEP, keep)] {
+            let found = self.sets.get(set.name).cloned().unwrap_or_default();
+            assert_eq!(found.into_iter().map(|(k, e)| (k, e.chain.unwrap())).collect::<BTreeMap<_, _>>(), map);
+        }
         assert_eq!(self.keys(EP.name).len(), endpoints, "no endpoint is left over");
-        assert_eq!(self.keys(VIPS.name), vips);
-        assert_eq!(self.keys(HAIRPIN.name), hairpin);
         let local: BTreeSet<_> = desired.local_vips.iter().map(|a| a.octets().to_vec()).collect();
-        assert_eq!(self.keys(LOCAL.name), local);
+        let sets = [
+            (VIPS, vips),
+            (HAIRPIN, hairpin),
+            (OUTSIDE, outside),
+            (SHUT, shut),
+            (LOCAL, local),
+            (GUARDED, guarded),
+            (ALLOWED, allowed),
+        ];
+        for (set, keys) in sets {
+            assert_eq!(self.keys(set.name), keys, "{}", set.name);
+        }
     }
 }
 
@@ -117,20 +161,27 @@ fn name(body: &[u8], kind: u16) -> String {
 }
 
 fn desired() -> impl Strategy<Value = Desired> {
-    let backend =
-        (0u8..6, 0u8..2, 0u16..3).prop_map(|(last, node, port)| (Ipv4Addr::new(10, 42, node, last), 8000 + port));
-    let service = (0u8..5, any::<bool>(), 0u16..2, prop::collection::vec(backend, 0..9)).prop_map(
-        |(last, tcp, port, backends)| ServiceEntry {
-            vip: Ipv4Addr::new(10, 43, 0, last),
-            port: 80 + port,
-            proto: if tcp { Protocol::Tcp } else { Protocol::Udp },
-            backends,
+    // Pods here and elsewhere, and an endpoint that is none.
+    let backend = (0u8..6, 0u8..3, 0u16..3).prop_map(|(last, node, port)| match node {
+        2 => (Ipv4Addr::new(198, 51, 100, last), 8000 + port),
+        node => (Ipv4Addr::new(10, 42, node, last), 8000 + port),
+    });
+    let backends = prop::collection::vec(backend, 0..9);
+    let block = |text: &str| text.parse::<coracle_net_model::Cidr>().unwrap();
+    let blocks = [vec![block("198.51.100.0/24")], vec![block("198.51.100.128/25"), block("198.51.100.0/24")]];
+    let ways = (any::<bool>(), prop::option::of(1u32..3), prop::option::of(prop::sample::select(blocks.to_vec())));
+    let service = (0u8..6, any::<bool>(), 0u16..2, backends, ways).prop_map(
+        |(last, tcp, port, backends, (inside, affinity_s, allowed))| {
+            let vip = if last == 5 { Ipv4Addr::new(192, 0, 2, 1) } else { Ipv4Addr::new(10, 43, 0, last) };
+            let proto = if tcp { Protocol::Tcp } else { Protocol::Udp };
+            let clients = if inside { Clients::Inside } else { Clients::All };
+            ServiceEntry { clients, affinity_s, allowed, ..ServiceEntry::new(vip, 80 + port, proto, backends) }
         },
     );
-    (prop::collection::vec(service, 0..12), any::<bool>()).prop_map(|(mut services, local)| {
-        services.sort_by_key(ServiceEntry::key);
-        services.dedup_by_key(|service| service.key());
-        Desired { services, local_vips: local.then(|| Ipv4Addr::new(10, 43, 0, 1)).into_iter().collect() }
+    let services = prop::collection::vec(service.clone(), 0..12);
+    (services, prop::collection::vec(service, 0..3), any::<bool>()).prop_map(|(services, host_ports, local)| {
+        let local_vips = local.then(|| Ipv4Addr::new(10, 43, 0, 1)).into_iter().collect();
+        Desired { services, host_ports, local_vips }
     })
 }
 
@@ -162,8 +213,8 @@ proptest! {
         let layout = layout();
         let backends: Vec<_> = (0..size).map(|i| (Ipv4Addr::from(0x0a2a_0100 + i as u32), 80)).collect();
         let service = |backends: Vec<_>| Desired {
-            services: vec![ServiceEntry { vip: Ipv4Addr::new(10, 43, 0, 1), port: 80, proto: Protocol::Tcp, backends }],
-            local_vips: Vec::new(),
+            services: vec![ServiceEntry::new(Ipv4Addr::new(10, 43, 0, 1), 80, Protocol::Tcp, backends)],
+            ..Desired::default()
         };
         let mut tables = Tables::default();
         let delta = tables.diff(&service(backends.clone()), &layout);
@@ -172,6 +223,30 @@ proptest! {
         fewer.swap_remove(gone % size);
         let delta = tables.diff(&service(fewer), &layout);
         prop_assert!(delta.added() + delta.removed() <= 5, "{} + {}", delta.added(), delta.removed());
+    }
+
+    #[test]
+    fn clients_are_sent_on_to_what_is_there(first in desired(), then in desired()) {
+        let layout = layout();
+        let mut tables = Tables::default();
+        let delta = tables.diff(&first, &layout);
+        tables.commit(delta);
+        // Every client of every port noted every endpoint that this port had.
+        let note = |service: &ServiceEntry, (address, port): (Ipv4Addr, u16)| RawElement {
+            key: [&service.vip.octets()[..], &[service.proto.number(), 0, 0, 0], &service.port.to_be_bytes(), &[0, 0], &[192, 0, 2, 9]].concat(),
+            value: [&address.octets()[..], &port.to_be_bytes(), &[0, 0]].concat(),
+            chain: None,
+            last: Vec::new(),
+        };
+        let all = || first.services.iter().chain(&first.host_ports);
+        let noted: Vec<RawElement> =
+            all().flat_map(|service| service.backends.iter().map(|backend| note(service, *backend))).collect();
+        let delta = tables.diff(&then, &layout);
+        let (touched, before) = (delta.touches_kept(&tables), tables.stale_clients(&noted, &layout));
+        tables.commit(delta);
+        let after = tables.stale_clients(&noted, &layout);
+        let worse = after.iter().any(|key| !before.contains(key));
+        prop_assert!(touched || !worse, "somebody's endpoint is gone and nobody looks");
     }
 
     #[test]
@@ -191,8 +266,8 @@ fn elements_that_contradict_each_other_are_not_believed() {
     let layout = layout();
     let mut tables = Tables::default();
     let backends = vec![(Ipv4Addr::new(10, 42, 0, 2), 80), (Ipv4Addr::new(10, 42, 0, 3), 80)];
-    let service = ServiceEntry { vip: Ipv4Addr::new(10, 43, 0, 1), port: 80, proto: Protocol::Tcp, backends };
-    let delta = tables.diff(&Desired { services: vec![service], local_vips: Vec::new() }, &layout);
+    let service = ServiceEntry::new(Ipv4Addr::new(10, 43, 0, 1), 80, Protocol::Tcp, backends);
+    let delta = tables.diff(&Desired { services: vec![service], ..Desired::default() }, &layout);
     tables.commit(delta);
     let mut kernel = Kernel::default();
     kernel.receive(rebuild(&layout, &tables, None));

@@ -180,7 +180,7 @@ impl Machine {
     }
 
     pub fn apply(&self, services: Vec<ServiceEntry>) {
-        wait(self.netd.apply(Desired { services, local_vips: Vec::new() })).unwrap();
+        wait(self.netd.apply(Desired { services, ..Desired::default() })).unwrap();
     }
 
     /// The agent ends and another takes over.

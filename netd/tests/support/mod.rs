@@ -152,7 +152,7 @@ impl Node {
     }
 
     pub fn apply(&self, services: Vec<ServiceEntry>) {
-        wait(self.netd.apply(Desired { services, local_vips: Vec::new() })).unwrap();
+        wait(self.netd.apply(Desired { services, ..Desired::default() })).unwrap();
     }
 }
 
@@ -171,11 +171,11 @@ pub fn config(ns: &Ns) -> NetConfig {
 }
 
 pub fn tcp_service(port: u16, backends: &[(Ipv4Addr, u16)]) -> ServiceEntry {
-    ServiceEntry { vip: VIP, port, proto: Protocol::Tcp, backends: backends.to_vec() }
+    ServiceEntry::new(VIP, port, Protocol::Tcp, backends.to_vec())
 }
 
 pub fn udp_service(port: u16, backends: &[(Ipv4Addr, u16)]) -> ServiceEntry {
-    ServiceEntry { vip: VIP, port, proto: Protocol::Udp, backends: backends.to_vec() }
+    ServiceEntry::new(VIP, port, Protocol::Udp, backends.to_vec())
 }
 
 /// Waits for a future on this thread.

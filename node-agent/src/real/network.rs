@@ -68,6 +68,7 @@ fn dns_error(error: coracle_dns::DnsError, gateway: Ipv4Addr) -> NetworkError {
 
 struct Standing {
     netd: Netd,
+    here: feeds::Here,
     ipam: Mutex<Ipam>,
     dns: Mutex<Option<DnsServer>>,
     zone: Arc<ArcSwapOption<Zone>>,
@@ -149,6 +150,7 @@ impl NodeNetwork {
         // Stored before there is a name server: what was made is taken down again also when there never is one.
         let _ = self.standing.set(Standing {
             netd,
+            here: feeds::Here { pods: node_cidr, address: self.underlay },
             ipam: Mutex::new(ipam),
             dns: Mutex::default(),
             zone: Arc::default(),
@@ -262,7 +264,8 @@ impl NodeNetwork {
         let blocks = [&standing.settings.cluster_cidr, &standing.settings.service_cidr];
         let blocks = blocks.into_iter().filter_map(|text| text.parse::<Cidr>().ok());
         let blocks = blocks.map(|block| (block.network(), block.prefix())).collect();
-        let mut tables = feeds::tables(state, &domain(&standing.settings), Some(standing.netd.gateway()), blocks);
+        let (domain, gateway) = (domain(&standing.settings), Some(standing.netd.gateway()));
+        let mut tables = feeds::tables(state, &standing.here, &domain, gateway, blocks);
         let serial = std::mem::take(&mut tables.zone.serial);
         // What goes wrong on the way to one node must not keep Services and names from being right.
         let routed = Self::tell_peers(standing, state.confirmed, &tables.peers).await;

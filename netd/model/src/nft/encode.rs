@@ -91,6 +91,10 @@ pub struct Set {
     pub key_len: u32,
     /// For a map: nft's type number and length of the value.
     pub data: Option<(u32, u32)>,
+    /// For a map that packets fill, whose elements time out: the most elements.
+    pub remembers: Option<u32>,
+    /// For a set of ranges: the lengths of the key's parts in bytes, unpadded.
+    pub ranges: Option<&'static [u32]>,
 }
 
 /// The value of a map's element.
@@ -102,6 +106,8 @@ pub enum ElementData {
     Value(Vec<u8>),
     /// A verdict.
     Verdict(Verdict),
+    /// The last key of a range in a set of ranges.
+    Until(Vec<u8>),
 }
 
 /// One transaction: all of it happens, at one instant, or nothing.
@@ -203,7 +209,10 @@ impl Batch {
         self.push(NFT_MSG_NEWSET, NLM_F_CREATE, |w| {
             w.string(NFTA_SET_TABLE, &table);
             w.string(NFTA_SET_NAME, set.name);
-            w.u32(NFTA_SET_FLAGS, if set.data.is_some() { NFT_SET_MAP } else { 0 });
+            let map = if set.data.is_some() { NFT_SET_MAP } else { 0 };
+            let dynamic = if set.remembers.is_some() { NFT_SET_TIMEOUT | NFT_SET_EVAL } else { 0 };
+            let ranges = if set.ranges.is_some() { NFT_SET_INTERVAL | NFT_SET_CONCAT } else { 0 };
+            w.u32(NFTA_SET_FLAGS, map | dynamic | ranges);
             w.u32(NFTA_SET_KEY_TYPE, set.key_type);
             w.u32(NFTA_SET_KEY_LEN, set.key_len);
             if let Some((kind, len)) = set.data {
@@ -211,6 +220,15 @@ impl Batch {
                 w.u32(NFTA_SET_DATA_LEN, len);
             }
             w.u32(NFTA_SET_ID, set.id);
+            if let Some(most) = set.remembers {
+                w.nested(NFTA_SET_DESC, |w| w.u32(NFTA_SET_DESC_SIZE, most));
+            }
+            if let Some(parts) = set.ranges {
+                let part = |w: &mut Writer, len: u32| w.nested(NFTA_LIST_ELEM, |w| w.u32(NFTA_SET_FIELD_LEN, len));
+                w.nested(NFTA_SET_DESC, |w| {
+                    w.nested(NFTA_SET_DESC_CONCAT, |w| parts.iter().for_each(|len| part(w, *len)));
+                });
+            }
         });
     }
 
@@ -232,6 +250,12 @@ impl Batch {
     /// Removes elements from a set; an error if one is not there.
     pub fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Vec<u8>>) {
         self.elements(NFT_MSG_DELSETELEM, 0, set, keys.into_iter().map(|key| (key, ElementData::None)));
+    }
+
+    /// Removes ranges, by their first and last keys, from a set; an error if one is not there.
+    pub fn delete_ranges(&mut self, set: &str, ranges: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) {
+        let ranges = ranges.into_iter().map(|(key, last)| (key, ElementData::Until(last)));
+        self.elements(NFT_MSG_DELSETELEM, 0, set, ranges);
     }
 
     fn elements(
@@ -266,6 +290,7 @@ fn write_element(w: &mut Writer, key: &[u8], data: &ElementData) {
             ElementData::None => {}
             ElementData::Value(value) => w.nested(NFTA_SET_ELEM_DATA, |w| w.bytes(NFTA_DATA_VALUE, value)),
             ElementData::Verdict(verdict) => w.nested(NFTA_SET_ELEM_DATA, |w| verdict.write(w)),
+            ElementData::Until(last) => w.nested(NFTA_SET_ELEM_KEY_END, |w| w.bytes(NFTA_DATA_VALUE, last)),
         }
     });
 }

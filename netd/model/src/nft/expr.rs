@@ -36,6 +36,17 @@ pub enum ConntrackKey {
     Status = 2,
 }
 
+/// What the first packet of a connection was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OriginalKey {
+    /// Its destination port, 2 bytes.
+    DestinationPort = 12,
+    /// Its source address, 4 bytes.
+    Source = 19,
+    /// Its destination address, 4 bytes.
+    Destination = 20,
+}
+
 /// How a register is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompareOp {
@@ -93,6 +104,13 @@ pub enum Expr {
         /// Destination.
         to: Register,
     },
+    /// Copies a part of what the first packet of a connection was, before any translation, into `to`.
+    ConntrackOriginal {
+        /// Which.
+        key: OriginalKey,
+        /// Destination.
+        to: Register,
+    },
     /// `reg = reg & mask`.
     Mask {
         /// The register.
@@ -111,6 +129,15 @@ pub enum Expr {
     },
     /// Looks a register up in a set and ends the rule unless it is in it.
     InSet {
+        /// The set.
+        set: &'static str,
+        /// Its number in this transaction.
+        set_id: u32,
+        /// First register of the key.
+        key: Register,
+    },
+    /// Looks a register up in a set and ends the rule if it is in it.
+    NotInSet {
         /// The set.
         set: &'static str,
         /// Its number in this transaction.
@@ -138,12 +165,28 @@ pub enum Expr {
         /// First register of the key.
         key: Register,
     },
-    /// A random number in `0..modulus`, in host order.
+    /// A random number in `offset..offset + modulus`, in host order.
     Random {
         /// The modulus.
         modulus: u32,
+        /// What is added.
+        offset: u32,
         /// Destination.
         to: Register,
+    },
+    /// Writes into a map from the packet's way; an element that is there keeps its value and lives on from now. Ends the rule when the
+    /// map is full.
+    Remember {
+        /// The map, whose elements have a timeout.
+        set: &'static str,
+        /// Its number in this transaction.
+        set_id: u32,
+        /// First register of the key.
+        key: Register,
+        /// First register of the value.
+        value: Register,
+        /// How long it is remembered without use, seconds.
+        timeout_s: u32,
     },
     /// Translates the destination address and port to those in registers.
     DestinationNat {
@@ -171,11 +214,12 @@ impl Expr {
         match self {
             Expr::Payload { .. } => "payload",
             Expr::Meta { .. } => "meta",
-            Expr::Conntrack { .. } => "ct",
+            Expr::Conntrack { .. } | Expr::ConntrackOriginal { .. } => "ct",
             Expr::Mask { .. } => "bitwise",
             Expr::Compare { .. } => "cmp",
-            Expr::InSet { .. } | Expr::MapTo { .. } | Expr::MapVerdict { .. } => "lookup",
+            Expr::InSet { .. } | Expr::NotInSet { .. } | Expr::MapTo { .. } | Expr::MapVerdict { .. } => "lookup",
             Expr::Random { .. } => "numgen",
+            Expr::Remember { .. } => "dynset",
             Expr::DestinationNat { .. } => "nat",
             Expr::Masquerade { .. } => "masq",
             Expr::Reject(_) => "reject",
@@ -208,6 +252,12 @@ impl Expr {
                 w.u32(2, *key as u32);
                 w.u32(1, *to);
             }
+            // NFTA_CT_DIRECTION=3; IP_CT_DIR_ORIGINAL is 0
+            Expr::ConntrackOriginal { key, to } => {
+                w.u32(2, *key as u32);
+                w.u32(1, *to);
+                w.bytes(3, &[0]);
+            }
             // NFTA_BITWISE_{SREG,DREG,LEN,MASK,XOR}
             Expr::Mask { reg, mask } => {
                 w.u32(1, *reg);
@@ -223,14 +273,28 @@ impl Expr {
                 w.nested(3, |w| w.bytes(NFTA_DATA_VALUE, value));
             }
             Expr::InSet { set, set_id, key } => write_lookup(w, set, *set_id, *key, None),
+            // NFTA_LOOKUP_FLAGS; NFT_LOOKUP_F_INV is 1
+            Expr::NotInSet { set, set_id, key } => {
+                write_lookup(w, set, *set_id, *key, None);
+                w.u32(5, 1);
+            }
             Expr::MapTo { set, set_id, key, to } => write_lookup(w, set, *set_id, *key, Some(*to)),
             Expr::MapVerdict { set, set_id, key } => write_lookup(w, set, *set_id, *key, Some(NFT_REG_VERDICT)),
             // NFTA_NG_{DREG,MODULUS,TYPE,OFFSET}; NFT_NG_RANDOM is 1
-            Expr::Random { modulus, to } => {
+            Expr::Random { modulus, offset, to } => {
                 w.u32(1, *to);
                 w.u32(2, *modulus);
                 w.u32(3, 1);
-                w.u32(4, 0);
+                w.u32(4, *offset);
+            }
+            // NFTA_DYNSET_{SET_NAME,SET_ID,OP,SREG_KEY,SREG_DATA,TIMEOUT}; NFT_DYNSET_OP_UPDATE is 1
+            Expr::Remember { set, set_id, key, value, timeout_s } => {
+                w.u32(4, *key);
+                w.u32(3, 1);
+                w.u32(5, *value);
+                w.string(1, set);
+                w.u32(2, *set_id);
+                w.bytes(6, &(u64::from(*timeout_s) * 1000).to_be_bytes());
             }
             // NFTA_NAT_{TYPE,FAMILY,REG_ADDR_MIN,REG_PROTO_MIN=5}; NFT_NAT_DNAT is 1
             Expr::DestinationNat { address, port } => {

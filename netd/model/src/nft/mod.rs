@@ -14,7 +14,7 @@ pub(crate) use abi::{
 };
 pub use encode::{Batch, ElementData, Set, get_generation, get_table, list_chains, list_elements, list_rules};
 pub(crate) use encode::{Header, Writer};
-pub use expr::{CompareOp, ConntrackKey, Expr, MetaKey, PayloadBase, Register, Rejection, Verdict};
+pub use expr::{CompareOp, ConntrackKey, Expr, MetaKey, OriginalKey, PayloadBase, Register, Rejection, Verdict};
 pub use parse::{ChainInfo, Frame, RawElement, Reply, TableInfo};
 pub(crate) use parse::{attribute, payload};
 pub use parse::{chain_info, element_infos, frames, generation, reply, rule_chain, table_info};

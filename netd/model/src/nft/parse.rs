@@ -149,6 +149,8 @@ pub struct RawElement {
     pub value: Vec<u8>,
     /// The chain a verdict map's element goes to.
     pub chain: Option<String>,
+    /// The last key of a range; empty for anything else.
+    pub last: Vec<u8>,
 }
 
 /// The elements in a part of an answer to `list_elements`.
@@ -159,6 +161,7 @@ pub fn element_infos(body: &[u8]) -> impl Iterator<Item = RawElement> {
         let data = attribute(element, NFTA_SET_ELEM_DATA).unwrap_or(&[]);
         let value = attribute(data, NFTA_DATA_VALUE).unwrap_or(&[]).to_vec();
         let chain = attribute(data, NFTA_DATA_VERDICT).and_then(|v| attribute(v, NFTA_VERDICT_CHAIN)).map(text);
-        Some(RawElement { key, value, chain })
+        let last = attribute(element, NFTA_SET_ELEM_KEY_END).and_then(|end| attribute(end, NFTA_DATA_VALUE));
+        Some(RawElement { key, value, chain, last: last.unwrap_or(&[]).to_vec() })
     })
 }
