@@ -232,6 +232,7 @@ fn story(kubectl: &Kubectl) {
     rollouts(kubectl);
     changes(kubectl);
     made_by_command(kubectl);
+    exposed_by_command(kubectl);
     if nginx().is_some() {
         with_files_from_config_maps(kubectl);
     }
@@ -410,6 +411,30 @@ fn made_by_command(kubectl: &Kubectl) {
     waiting.line_with(&["pod/alone condition met"]);
     kubectl.shows(&["delete", "deploy,svc", "made"], &["deployment.apps \"made\" deleted", "service \"made\" deleted"]);
     kubectl.shows(&["delete", "configmap/settings", "secret/keys"], &["deleted"]);
+}
+
+/// A Service of each type, made and changed by command, and what the columns say of it.
+fn exposed_by_command(kubectl: &Kubectl) {
+    let expose = ["expose", "deployment", "hello", "--name=out", "--type=NodePort", "--port=80", "--target-port=8080"];
+    kubectl.shows(&expose, &["exposed"]);
+    let number = kubectl.field("svc/out", ".spec.ports[0].nodePort");
+    let ports = format!("80:{number}/TCP");
+    kubectl.shows(&["get", "svc", "out"], &["NodePort", "10.43.", "<none>", &ports]);
+    kubectl.shows(&["describe", "svc", "out"], &["NodePort:", &number, "External Traffic Policy:", "Cluster"]);
+    let to = |kind: &str| format!(r#"{{"spec":{{"type":"{kind}"}}}}"#);
+    kubectl.shows(&["patch", "svc", "out", "-p", &to("ClusterIP")], &["patched"]);
+    assert_eq!(kubectl.field("svc/out", ".spec.ports[0].nodePort"), "");
+    kubectl.shows(&["delete", "svc", "out"], &["deleted"]);
+    kubectl.shows(&["create", "service", "externalname", "alias", "--external-name=db.example.com"], &["created"]);
+    kubectl.shows(&["get", "svc", "alias"], &["ExternalName", "<none>", "db.example.com"]);
+    kubectl.shows(&["delete", "svc", "alias"], &["deleted"]);
+    // Of one class of its own, so that nobody waits for the port: all versions use one cluster.
+    let balancer = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"lb"},
+        "spec":{"type":"LoadBalancer","loadBalancerClass":"example.com/none","ports":[{"port":80}]}}"#;
+    kubectl.feed(&["apply", "-f", "-"], balancer);
+    assert!(kubectl.feed(&["apply", "-f", "-"], balancer).contains("service/lb unchanged"));
+    kubectl.shows(&["get", "svc", "lb"], &["LoadBalancer", "<pending>", "80:3"]);
+    kubectl.shows(&["delete", "svc", "lb"], &["deleted"]);
 }
 
 fn with_files_from_config_maps(kubectl: &Kubectl) {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a container logs to its standard output")]
 
+mod datagrams;
 mod heartbeat;
 mod resolver;
 mod server;

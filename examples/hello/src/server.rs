@@ -45,6 +45,7 @@ pub fn run(address: SocketAddr) -> io::Result<()> {
         busy: AtomicUsize::new(0),
     });
     let here = listener.local_addr()?;
+    crate::datagrams::begin(here.port(), format!("hello from {} ({})", shared.name, shared.address))?;
     println!("{} ({}) listens on port {}", shared.name, shared.address, here.port());
     let watcher = shared.clone();
     std::thread::Builder::new().name("stop".into()).spawn(move || watch(&stop, &watcher, here.port()))?;
@@ -154,7 +155,7 @@ fn one(
     let began = Instant::now();
     let (status, body, close, shown) = match read_request(reader)? {
         Ok(request) => {
-            let (status, body) = answer(shared, &request);
+            let (status, body) = answer(shared, &request, peer);
             (status, body, request.close, request.path)
         }
         Err(status) => (status, String::new(), true, "-".into()),
@@ -210,13 +211,14 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> io::Result<Result<Request
     Ok(Ok(Request { path, query: query.to_owned(), close }))
 }
 
-fn answer(shared: &Shared, request: &Request) -> (&'static str, String) {
+fn answer(shared: &Shared, request: &Request, peer: SocketAddr) -> (&'static str, String) {
     let me = format!("{} ({})", shared.name, shared.address);
     match request.path.as_str() {
         "/" => ("200 OK", format!("hello from {me}\n")),
         "/healthz" => ("200 OK", "ok\n".into()),
         "/ready" if shared.draining.load(Ordering::Acquire) => ("503 Service Unavailable", "draining\n".into()),
         "/ready" => ("200 OK", "ready\n".into()),
+        "/client" => ("200 OK", format!("{}\n", peer.ip())),
         "/env" => ("200 OK", environment()),
         "/eat" => ("200 OK", eat(&request.query)),
         "/ask" => match ask(&request.query) {
@@ -225,7 +227,7 @@ fn answer(shared: &Shared, request: &Request) -> (&'static str, String) {
         },
         _ => (
             "404 Not Found",
-            "there are /, /ask?host=NAME&port=80&path=/, /eat?mb=100, /ready, /healthz and /env\n".into(),
+            "there are /, /ask?host=NAME&port=80&path=/, /client, /eat?mb=100, /ready, /healthz and /env\n".into(),
         ),
     }
 }

@@ -78,6 +78,13 @@ fn it_answers_and_asks() {
     let asked = hello.get(&format!("/ask?host=127.0.0.1&port={}", hello.port));
     assert!(asked.contains("asked 127.0.0.1 at 127.0.0.1: hello from "), "{asked}");
     assert!(hello.get("/ask?host=").starts_with("HTTP/1.1 502"));
+    assert!(hello.get("/client").ends_with("\r\n\r\n127.0.0.1\n"));
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.send_to(b"?", ("127.0.0.1", hello.port)).unwrap();
+    let mut answer = [0; 200];
+    let length = socket.recv(&mut answer).unwrap();
+    assert!(answer[..length].starts_with(b"hello from ") && answer[..length].ends_with(b"(10.42.0.7)"));
     assert!(hello.get("/ready").starts_with("HTTP/1.1 200"));
     assert!(hello.get("/nowhere").starts_with("HTTP/1.1 404"));
     let environment = hello.get("/env");
