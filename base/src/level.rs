@@ -11,7 +11,8 @@ pub type Level = u32;
 pub const LEVELS: &[&str] = &[
     // Says nothing of levels on the wire: whoever states none has this one.
     "the first one: commands 1 to 6, the log's words in format 1, sessions of protocol 1",
-    "servers and agents state their level; the replicated cluster level, raised by command 7; pods that leave are let go of by every node",
+    "servers and agents state their level; the replicated cluster level, raised by command 7; pods that leave are let go of by every node; \
+     pods that tolerate it are bound to cordoned nodes, and daemon pods are made",
 ];
 
 /// The level of this release.
@@ -20,6 +21,10 @@ pub const LEVEL: Level = LEVELS.len() as Level;
 
 /// From this level on servers say when no node sends a pod anything new, and agents when their kernel has what they are asked for.
 pub const LETS_GO: Level = 2;
+
+/// From this level on every server binds to a cordoned node what comes there all the same, and to no other node what names its own:
+/// before it no daemon pod is made.
+pub const DAEMONS: Level = 2;
 
 /// A program that speaks: its level, and how people call it.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -5,9 +5,12 @@ use std::fmt;
 
 use coracle_base::nearest;
 
+use crate::affinity::wanted;
 use crate::request::tolerated;
 use crate::table::Table;
-use crate::{Amounts, Effect, PodRequest, Taint};
+use crate::{Affinity, Amounts, Effect, PodRequest, Taint};
+
+const OTHER_NODES: &str = "node(s) didn't match Pod's node affinity/selector";
 
 /// Why no node takes a pod: each node is counted under the first thing that speaks against it, and under each resource it
 /// has too little of.
@@ -37,10 +40,20 @@ impl Explain {
     pub(crate) fn of(table: &Table<'_>, request: &PodRequest) -> Self {
         let mut explain = Self { nodes: table.len(), ..Self::default() };
         let mut seen = Seen::default();
+        // For a pod of one node, what the others are like says nothing.
+        let only = request.affinity.as_ref().and_then(Affinity::only_node);
+        let mut others = 0;
         for index in 0..table.len() {
+            if only.is_some_and(|only| only != table.node(index).name) {
+                others += 1;
+                continue;
+            }
             for reason in against(table, request, index, &mut seen) {
                 *explain.reasons.entry(reason).or_default() += 1;
             }
+        }
+        if others > 0 {
+            *explain.reasons.entry(OTHER_NODES.to_owned()).or_default() += others;
         }
         explain.hint = hint(table, request, &seen);
         explain
@@ -72,13 +85,13 @@ struct Seen {
 
 fn against(table: &Table<'_>, request: &PodRequest, index: usize, seen: &mut Seen) -> Vec<String> {
     let node = table.node(index);
-    let labelled = request.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+    let labelled = wanted(node, &request.node_selector, request.affinity.as_ref());
     seen.labelled |= labelled;
     if !node.ready {
         seen.away.get_or_insert(index);
         return vec!["node(s) were not ready".to_owned()];
     }
-    if node.unschedulable {
+    if node.unschedulable && !request.comes_to_cordoned() {
         seen.cordoned.get_or_insert(index);
         return vec!["node(s) were unschedulable".to_owned()];
     }
@@ -91,7 +104,7 @@ fn against(table: &Table<'_>, request: &PodRequest, index: usize, seen: &mut See
         return vec![format!("node(s) had untolerated taint {taint}")];
     }
     if !labelled {
-        return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
+        return vec![OTHER_NODES.to_owned()];
     }
     if table.lacks_ports(request, index) {
         seen.occupied.get_or_insert(index);
@@ -193,6 +206,13 @@ fn label_hint(table: &Table<'_>, request: &PodRequest) -> Option<String> {
         let meant = nearest(value, values.iter().copied()).or_else(|| values.iter().min().copied())?;
         let node = nodes().filter(|node| node.labels.get(key).is_some_and(|held| held == meant)).map(|node| &node.name);
         return Some(format!("no node has {key}={value}; node {} has {key}={meant}", node.min()?));
+    }
+    if let Some(affinity) = &request.affinity {
+        return Some(match affinity.only_node() {
+            Some(name) => format!("it is for the node {name}, which is not there or lacks a label it asks for"),
+            None => "no node is one that its node affinity asks for; compare it with `kubectl get nodes --show-labels`"
+                .to_owned(),
+        });
     }
     Some("no node has all the labels of the nodeSelector at once".to_owned())
 }

@@ -4,13 +4,15 @@
 //! the plan checks it again against the state of that moment.
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod explain;
 mod node;
 mod plan;
 mod request;
 mod table;
 
+pub use affinity::{Affinity, NodeTest, NodeWhat, Term};
 pub use explain::Explain;
 pub use node::{Effect, NodeState, Taint};
 pub use plan::{Binding, Plan, Unschedulable, plan};
-pub use request::{Amounts, HostPort, PodRequest, Toleration, TolerationOperator};
+pub use request::{Amounts, HostPort, PodRequest, Toleration, TolerationOperator, tolerated};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Effect, Taint};
+use crate::{Affinity, Effect, Taint};
 
 /// Amounts of the resources a node has and a pod asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -124,6 +124,8 @@ pub struct PodRequest {
     pub amounts: Amounts,
     /// Labels the node must have.
     pub node_selector: BTreeMap<String, String>,
+    /// The nodes it may run on, when it says so: one of the terms must hold.
+    pub affinity: Option<Affinity>,
     /// Taints it puts up with.
     pub tolerations: Vec<Toleration>,
     /// Ports of the node it wants for itself.
@@ -132,7 +134,23 @@ pub struct PodRequest {
     pub owner: Option<Arc<str>>,
 }
 
+impl PodRequest {
+    /// Whether it puts up with a node that is closed: upstream treats `unschedulable` as this taint.
+    pub(crate) fn comes_to_cordoned(&self) -> bool {
+        // Most pods tolerate nothing, and are asked once for each scan.
+        !self.tolerations.is_empty()
+            && tolerated(
+                &self.tolerations,
+                &Taint { key: UNSCHEDULABLE.to_owned(), value: String::new(), effect: Effect::NoSchedule },
+            )
+    }
+}
+
+/// The taint that stands for a cordoned node.
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
 /// Whether one of `tolerations` puts up with `taint`.
-pub(crate) fn tolerated(tolerations: &[Toleration], taint: &Taint) -> bool {
+#[must_use]
+pub fn tolerated(tolerations: &[Toleration], taint: &Taint) -> bool {
     tolerations.iter().any(|toleration| toleration.tolerates(taint))
 }

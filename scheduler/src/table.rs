@@ -64,8 +64,10 @@ struct Row {
     /// A node's place in the order of names, counted from the end: the larger wins a tie.
     place: u64,
     class: u32,
-    /// Cordoned and not-ready nodes are closed to all.
+    /// Nodes that are not ready are closed to all.
     open: bool,
+    /// Cordoned nodes to all but those that say they come all the same.
+    cordoned: bool,
 }
 
 /// The rows. An index is a node's index in the list it was made from.
@@ -92,6 +94,7 @@ struct Asked {
 pub(crate) struct Group<'a> {
     request: &'a PodRequest,
     asked: Asked,
+    comes_to_cordoned: bool,
     opinions: Vec<Opinion>,
     matching: Vec<Arc<Vec<bool>>>,
     replicas: HashMap<usize, u32>,
@@ -117,7 +120,8 @@ impl<'a> Table<'a> {
                 classes.push(TaintClass { taints: node.taints.clone() });
                 u32::try_from(classes.len() - 1).unwrap_or(u32::MAX)
             }),
-            open: node.ready && !node.unschedulable,
+            open: node.ready,
+            cordoned: node.unschedulable,
         });
         let rows = rows.collect();
         let mut owners: HashMap<Arc<str>, HashMap<usize, u32>> = HashMap::new();
@@ -150,7 +154,7 @@ impl<'a> Table<'a> {
     /// Works out what a group thinks of labels, taints and ports.
     pub fn group<'b>(&mut self, request: &'b PodRequest) -> Group<'b> {
         let opinions = self.classes.iter().map(|class| opinion(&class.taints, request)).collect();
-        let matching = request
+        let mut matching: Vec<Arc<Vec<bool>>> = request
             .node_selector
             .iter()
             .map(|(key, value)| {
@@ -161,6 +165,11 @@ impl<'a> Table<'a> {
                     .clone()
             })
             .collect();
+        if let Some(affinity) = &request.affinity {
+            let selected = self.nodes.iter().map(|node| affinity.selects(&node.name, &node.labels));
+            matching.push(Arc::new(selected.collect()));
+        }
+        let comes_to_cordoned = request.comes_to_cordoned();
         let replicas = request.owner.as_ref().and_then(|owner| self.owners.get(owner)).cloned().unwrap_or_default();
         let asked = &request.amounts;
         let asked = Asked { cpu: asked.cpu_milli as f64, memory: asked.memory_bytes as f64, pods: asked.pods as f64 };
@@ -168,7 +177,7 @@ impl<'a> Table<'a> {
             true => Vec::new(),
             false => (0..self.nodes.len()).map(|index| self.lacks_ports(request, index)).collect(),
         };
-        Group { request, asked, opinions, matching, replicas, taken }
+        Group { request, asked, comes_to_cordoned, opinions, matching, replicas, taken }
     }
 
     /// How good each node is for a pod of the group: (key, index) of those it fits on.
@@ -209,6 +218,7 @@ fn key(row: &Row, group: &Group<'_>, index: usize) -> u64 {
     let (asked, free) = (&group.request.amounts, &row.free);
     let opinion = group.opinions[row.class as usize];
     let fits = row.open
+        & (!row.cordoned | group.comes_to_cordoned)
         & !opinion.blocked
         & (asked.cpu_milli <= free.cpu_milli)
         & (asked.memory_bytes <= free.memory_bytes)

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use coracle_scheduler::{
-    Amounts, Binding, Effect, HostPort, NodeState, PodRequest, Taint, Toleration, TolerationOperator, Unschedulable,
-    plan,
+    Affinity, Amounts, Binding, Effect, HostPort, NodeState, NodeTest, NodeWhat, PodRequest, Taint, Term, Toleration,
+    TolerationOperator, Unschedulable, plan,
 };
 use proptest::prelude::*;
 
@@ -157,6 +157,37 @@ fn replicas_spread_and_pods_prefer_untainted_nodes() {
     assert_eq!(on(&plan(&[node("a", 4000, GI), node("b", 4000, GI)], &idle)), [0, 1, 0, 1]);
 }
 
+/// What stands for a cordoned node.
+fn cordon() -> Taint {
+    Taint { key: "node.kubernetes.io/unschedulable".into(), value: String::new(), effect: Effect::NoSchedule }
+}
+
+#[test]
+fn a_pod_of_one_node_goes_there_or_waits_for_it() {
+    let mut nodes = [node("a", 4000, 8 * GI), node("b", 4000, 8 * GI), node("c", 4000, 8 * GI)];
+    let to = |name: &str| PodRequest { affinity: Some(Affinity::to_node(name)), ..pod(1000, GI) };
+    let placed = plan(&nodes, &[to("c"), to("a")]);
+    assert_eq!(placed.bindings.iter().map(|binding| binding.node).collect::<Vec<_>>(), [2, 0]);
+    assert_eq!(
+        why(&nodes, to("d")),
+        "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector. hint: it is for the node d, which is \
+         not there or lacks a label it asks for"
+    );
+    // What the other nodes are like is of no interest.
+    nodes[0].ready = false;
+    let full = PodRequest { affinity: Some(Affinity::to_node("b")), ..pod(5000, GI) };
+    assert_eq!(
+        why(&nodes, full),
+        "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector. hint: it asks for 5 \
+         cpu, the most that is free is 4 on node b"
+    );
+    nodes[1].unschedulable = true;
+    assert!(why(&nodes, to("b")).contains("1 node(s) were unschedulable"), "{}", why(&nodes, to("b")));
+    let exists = Toleration { operator: TolerationOperator::Exists, key: cordon().key, ..Toleration::default() };
+    let patient = PodRequest { tolerations: vec![exists], ..to("b") };
+    assert_eq!(plan(&nodes, &[patient]).bindings[0].node, 1, "cordoned, and it comes all the same");
+}
+
 /// The same decisions, pod by pod, node by node, with nothing remembered.
 fn reference(nodes: &[NodeState], pods: &[PodRequest]) -> (Vec<Binding>, Vec<usize>) {
     let mut nodes = nodes.to_vec();
@@ -173,7 +204,8 @@ fn reference(nodes: &[NodeState], pods: &[PodRequest]) -> (Vec<Binding>, Vec<usi
             let tolerated = |taint: &&Taint| !asked.tolerations.iter().any(|toleration| toleration.tolerates(taint));
             let untolerated: Vec<&Taint> = node.taints.iter().filter(tolerated).collect();
             let open = node.ready
-                && !node.unschedulable
+                && (!node.unschedulable || asked.tolerations.iter().any(|toleration| toleration.tolerates(&cordon())))
+                && asked.affinity.as_ref().is_none_or(|affinity| affinity.selects(&node.name, &node.labels))
                 && untolerated.iter().all(|taint| taint.effect == Effect::PreferNoSchedule)
                 && asked.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
                 && asked.amounts.cpu_milli <= free.cpu_milli
@@ -272,11 +304,28 @@ fn some_node() -> impl Strategy<Value = NodeState> {
     })
 }
 
+fn some_affinity() -> impl Strategy<Value = Affinity> {
+    use NodeWhat::{DoesNotExist, Exists, Gt, In, Lt, NotIn};
+    let what = prop::sample::select(vec![In, NotIn, Exists, DoesNotExist, Gt, Lt]);
+    let values = proptest::collection::vec("[12]", 0..3);
+    let test = (what, "[st]", values).prop_map(|(what, key, values)| NodeTest { label: Some(key), what, values });
+    let terms = proptest::collection::vec(proptest::collection::vec(test, 0..3).prop_map(Term), 0..3);
+    prop_oneof![terms.prop_map(Affinity), "n[0-9]{2}".prop_map(|name| Affinity::to_node(&name))]
+}
+
 fn some_pod() -> impl Strategy<Value = PodRequest> {
     let amounts = (0..5_u64, 0..5_u64, 0..2_u64);
-    let tolerations = proptest::collection::vec(some_toleration(), 0..3);
-    (amounts, some_labels(), tolerations, proptest::option::of(some_owner()), some_ports()).prop_map(
-        |(amounts, node_selector, tolerations, owner, host_ports)| PodRequest {
+    let tolerations = proptest::collection::vec(
+        prop_oneof![3 => some_toleration(), 1 => Just(Toleration {
+            key: cordon().key,
+            operator: TolerationOperator::Exists,
+            ..Toleration::default()
+        })],
+        0..3,
+    );
+    let asked = (some_labels(), proptest::option::weighted(0.3, some_affinity()));
+    (amounts, asked, tolerations, proptest::option::of(some_owner()), some_ports()).prop_map(
+        |(amounts, (node_selector, affinity), tolerations, owner, host_ports)| PodRequest {
             amounts: Amounts {
                 cpu_milli: amounts.0 * 250,
                 memory_bytes: amounts.1 * GI / 2,
@@ -284,6 +333,7 @@ fn some_pod() -> impl Strategy<Value = PodRequest> {
                 pods: 1,
             },
             node_selector,
+            affinity,
             tolerations,
             host_ports,
             owner,

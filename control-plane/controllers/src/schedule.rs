@@ -11,7 +11,8 @@ use coracle_manifests::service::protocol;
 use coracle_manifests::time::rfc3339;
 use coracle_manifests::view::{condition, controller_uid, is_deleting, is_finished, is_true, list, text};
 use coracle_scheduler::{
-    Amounts, Effect, Explain, HostPort, NodeState, PodRequest, Taint, Toleration, TolerationOperator,
+    Affinity, Amounts, Effect, Explain, HostPort, NodeState, NodeTest, NodeWhat, PodRequest, Taint, Term, Toleration,
+    TolerationOperator,
 };
 use coracle_store::{Mark, Object, Op, Transaction, Usage, View};
 use serde_json::{Value, json};
@@ -165,6 +166,7 @@ fn request(pod: &Object) -> PodRequest {
             pods: amount(usage.pods),
         },
         node_selector: strings(&tree["spec"]["nodeSelector"]),
+        affinity: affinity(&tree["spec"]),
         tolerations: list(&tree["spec"]["tolerations"]).iter().map(toleration).collect(),
         host_ports: host_ports(&tree["spec"]),
         owner: controller_uid(tree).map(Arc::from),
@@ -192,7 +194,32 @@ fn ephemeral_storage(spec: &Value) -> i128 {
     running.max(peak)
 }
 
-fn strings(map: &Value) -> BTreeMap<String, String> {
+/// What a pod requires of its node's name and labels, beside `nodeSelector`.
+pub(crate) fn affinity(spec: &Value) -> Option<Affinity> {
+    let required = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let terms = required.as_object().map(|_| list(&required["nodeSelectorTerms"]))?;
+    let test = |asked: &Value, of_label: bool| {
+        let what = match text(&asked["operator"]) {
+            "In" => NodeWhat::In,
+            "NotIn" => NodeWhat::NotIn,
+            "Exists" => NodeWhat::Exists,
+            "DoesNotExist" => NodeWhat::DoesNotExist,
+            "Gt" => NodeWhat::Gt,
+            "Lt" => NodeWhat::Lt,
+            // Whoever stored it could not be checked: it selects nothing.
+            _ => return NodeTest { label: None, what: NodeWhat::In, values: Vec::new() },
+        };
+        let values = list(&asked["values"]).iter().map(|value| text(value).to_owned()).collect();
+        NodeTest { label: of_label.then(|| text(&asked["key"]).to_owned()), what, values }
+    };
+    let term = |term: &Value| {
+        let labels = list(&term["matchExpressions"]).iter().map(|asked| test(asked, true));
+        Term(labels.chain(list(&term["matchFields"]).iter().map(|asked| test(asked, false))).collect())
+    };
+    Some(Affinity(terms.iter().map(term).collect()))
+}
+
+pub(crate) fn strings(map: &Value) -> BTreeMap<String, String> {
     map.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), text(value).to_owned())).collect()
 }
 
@@ -205,12 +232,12 @@ fn effect(name: &Value) -> Option<Effect> {
     }
 }
 
-fn taint(taint: &Value) -> Option<Taint> {
+pub(crate) fn taint(taint: &Value) -> Option<Taint> {
     let (key, value) = (text(&taint["key"]).to_owned(), text(&taint["value"]).to_owned());
     Some(Taint { key, value, effect: effect(&taint["effect"])? })
 }
 
-fn toleration(toleration: &Value) -> Toleration {
+pub(crate) fn toleration(toleration: &Value) -> Toleration {
     Toleration {
         key: text(&toleration["key"]).to_owned(),
         operator: if toleration["operator"] == "Exists" {

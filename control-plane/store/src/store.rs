@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use coracle_base::level::DAEMONS;
 use coracle_base::{Generation, Revision};
 use serde_json::{Value, json};
 
@@ -332,7 +333,8 @@ impl Store {
             return Some("there is no such node".to_owned());
         };
         let target = target.tree();
-        if target["spec"]["unschedulable"] == true {
+        let comes_all_the_same = || self.state.view.level() >= DAEMONS && tolerates_cordons(tree);
+        if target["spec"]["unschedulable"] == true && !comes_all_the_same() {
             return Some("the node is cordoned".to_owned());
         }
         if !target["metadata"]["deletionTimestamp"].is_null() {
@@ -466,6 +468,21 @@ fn check_shape<'a>(key: &Key, value: &'a Value) -> Result<&'a str, Rejection> {
         Some(uid) if !uid.is_empty() => Ok(uid),
         _ => Err(malformed("it has no metadata.uid".to_owned())),
     }
+}
+
+/// Whether a pod comes also to cordoned nodes: upstream treats `unschedulable` as a taint.
+fn tolerates_cordons(pod: &Value) -> bool {
+    const TAINT: &str = "node.kubernetes.io/unschedulable";
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    pod["spec"]["tolerations"].as_array().into_iter().flatten().any(|toleration| {
+        let (key, effect) = (text(&toleration["key"]), text(&toleration["effect"]));
+        let is_it = if toleration["operator"] == "Exists" {
+            key.is_empty() || key == TAINT
+        } else {
+            key == TAINT && text(&toleration["value"]).is_empty()
+        };
+        is_it && (effect.is_empty() || effect == "NoSchedule")
+    })
 }
 
 fn is_new_generation(old: &Value, new: &Value) -> bool {

@@ -154,6 +154,34 @@ fn a_binding_is_checked_against_the_moment() {
     cordoned["spec"]["unschedulable"] = json!(true);
     apply(&mut store, [update(&key("nodes", "n"), cordoned)]).unwrap();
     assert_eq!(reason(apply(&mut store, [bind("d", "n")])), "the node is cordoned");
+
+    // What tolerates that comes all the same, when every server agrees.
+    apply(&mut store, [Op::Delete { key: key("pods", "b"), expect: Expect::default() }]).unwrap();
+    let tolerant = |toleration: Value| {
+        let mut value = (**store.view().get(&key("pods", "d")).unwrap().tree()).clone();
+        value["spec"]["tolerations"] = json!([toleration]);
+        update(&key("pods", "d"), value)
+    };
+    let taint = "node.kubernetes.io/unschedulable";
+    let ops = [
+        json!({"key": taint, "operator": "Exists", "effect": "NoExecute"}),
+        json!({"key": taint, "value": "x"}),
+        json!({"key": "other", "operator": "Exists"}),
+        json!({"key": taint, "operator": "Exists", "effect": "NoSchedule"}),
+    ]
+    .map(tolerant);
+    apply(&mut store, [ops[3].clone()]).unwrap();
+    assert_eq!(
+        reason(apply(&mut store, [bind("d", "n")])),
+        "the node is cordoned",
+        "a server of level 1 does not know it"
+    );
+    apply(&mut store, [Op::RaiseLevel { level: 2 }]).unwrap();
+    for op in &ops[..3] {
+        apply(&mut store, [op.clone()]).unwrap();
+        assert_eq!(reason(apply(&mut store, [bind("d", "n")])), "the node is cordoned");
+    }
+    apply(&mut store, [ops[3].clone(), bind("d", "n")]).unwrap();
 }
 
 #[test]

@@ -74,6 +74,7 @@ impl Found {
         }
         self.dns(spec, path);
         self.tolerations(list(&spec["tolerations"]), &format!("{path}.tolerations"));
+        self.node_affinity(&spec["affinity"]["nodeAffinity"], &format!("{path}.affinity.nodeAffinity"));
         for (index, alias) in list(&spec["hostAliases"]).iter().enumerate() {
             let at = format!("{path}.hostAliases[{index}]");
             self.address(&format!("{at}.ip"), text(&alias["ip"]));
@@ -116,6 +117,57 @@ impl Found {
         }
         for (index, option) in list(&config["options"]).iter().enumerate() {
             self.required(&format!("{path}.options[{index}].name"), &option["name"]);
+        }
+    }
+
+    fn node_affinity(&mut self, affinity: &Value, path: &str) {
+        let required = &affinity["requiredDuringSchedulingIgnoredDuringExecution"];
+        if !required.is_object() {
+            return;
+        }
+        let path = format!("{path}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
+        self.required(&path, &required["nodeSelectorTerms"]);
+        for (index, term) in list(&required["nodeSelectorTerms"]).iter().enumerate() {
+            for part in ["matchExpressions", "matchFields"] {
+                for (position, asked) in list(&term[part]).iter().enumerate() {
+                    self.node_requirement(asked, &format!("{path}[{index}].{part}[{position}]"), part == "matchFields");
+                }
+            }
+        }
+    }
+
+    /// What one line of a term asks of a node: of its labels, or of its fields, of which there is one.
+    fn node_requirement(&mut self, asked: &Value, path: &str, of_fields: bool) {
+        let (key, operator, values) = (text(&asked["key"]), text(&asked["operator"]), list(&asked["values"]));
+        let at = format!("{path}.values");
+        if of_fields {
+            if key != "metadata.name" {
+                let message = format!("`{}` is no field of a node; supported: `metadata.name`", shown(key));
+                self.add(&format!("{path}.key"), Reason::NotSupported, message, None);
+            }
+            if !matches!(operator, "In" | "NotIn") || values.len() != 1 {
+                let message = "a field is compared by `In` or `NotIn`, with one value";
+                self.add(&at, Reason::Invalid, message, None);
+            }
+            return;
+        }
+        if self.required(&format!("{path}.key"), &asked["key"]) {
+            self.label_key(&format!("{path}.key"), key, "a label key");
+        }
+        match operator {
+            "In" | "NotIn" if values.is_empty() => {
+                self.add(&at, Reason::Required, "`In` and `NotIn` need values", None);
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                self.add(&at, Reason::Forbidden, "`Exists` and `DoesNotExist` take no values", None);
+            }
+            "Gt" | "Lt" if values.len() != 1 || text(&values[0]).parse::<i64>().is_err() => {
+                self.add(&at, Reason::Invalid, "`Gt` and `Lt` take one whole number, in quotes", None);
+            }
+            _ => {}
+        }
+        for (position, value) in values.iter().enumerate() {
+            self.label_value(&format!("{at}[{position}]"), text(value));
         }
     }
 

@@ -451,6 +451,33 @@ fn a_service_keeps_its_address_and_its_class() {
     assert_eq!(changed(json!({"clusterIP": ""}), class("a/c")), Vec::<String>::new());
 }
 
+#[test]
+fn what_a_pod_requires_of_its_node() {
+    let mut pod = full_pod();
+    let terms = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let required = |terms: Value| json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}});
+    pod["spec"]["affinity"] = required(json!([{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]));
+    let by_label = |operator: &str, values: Value| json!([{"matchExpressions": [{"key": "a", "operator": operator, "values": values}]}]);
+    let by_field =
+        |key: &str, values: Value| json!([{"matchFields": [{"key": key, "operator": "In", "values": values}]}]);
+    check(
+        "pod",
+        &pod,
+        &[
+            (terms, json!([]), "nodeSelectorTerms: this field is required"),
+            (terms, by_label("In", json!([])), "`In` and `NotIn` need values"),
+            (terms, by_label("In", json!(["b"])), ""),
+            (terms, by_label("Exists", json!(["b"])), "take no values"),
+            (terms, by_label("Gt", json!(["b"])), "take one whole number"),
+            (terms, by_label("Lt", json!(["7"])), ""),
+            (terms, by_label("In", json!(["b c"])), "is not a label value"),
+            (terms, by_field("metadata.name", json!(["n"])), ""),
+            (terms, by_field("metadata.name", json!(["n", "m"])), "with one value"),
+            (terms, by_field("metadata.labels", json!(["n"])), "`metadata.labels` is no field of a node"),
+        ],
+    );
+}
+
 fn defaulted(pod: &Value) -> Value {
     let mut pod = pod.clone();
     crate::default::apply(by_word("pod").unwrap(), &mut pod);
