@@ -481,6 +481,21 @@ mod tests {
     }
 
     #[test]
+    fn claims_of_a_stateful_set_are_refused_by_name() {
+        let refused = |spec: Value| -> Vec<String> {
+            let found = all("StatefulSet", &json!({"spec": spec}));
+            assert!(found.warnings.is_empty(), "{found:?}");
+            found.problems.iter().map(ToString::to_string).collect()
+        };
+        let claims = json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}}]});
+        assert_eq!(refused(claims), ["spec.volumeClaimTemplates: `volumeClaimTemplates` is not supported yet"]);
+        let policy = |when: &str| json!({"persistentVolumeClaimRetentionPolicy": {"whenScaled": when}});
+        assert!(refused(policy("Delete"))[0].contains("`Delete` is not supported; supported: `Retain`"));
+        assert!(refused(policy("Retain")).is_empty(), "what upstream fills in comes back with every change");
+        assert!(refused(json!({"volumeClaimTemplates": []})).is_empty());
+    }
+
+    #[test]
     fn a_status_is_checked_where_it_is_brought() {
         let kind = crate::kinds::by_word("node").unwrap();
         let node = json!({"status": {"conditions": [{"type": "Ready", "status": true}], "adresses": []}});

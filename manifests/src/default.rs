@@ -26,6 +26,9 @@ pub fn apply(kind: &Kind, object: &mut Value) {
                 with(spec, "template", template);
             });
         }
+        "ReplicationController" => replication_controller(object),
+        "StatefulSet" => stateful_set(object),
+        "DaemonSet" => daemon_set(object),
         "Service" => {
             put(object, "spec", json!({}));
             with(object, "spec", service);
@@ -145,6 +148,66 @@ fn deployment(object: &mut Value) {
             }
         });
         with(spec, "template", template);
+    });
+}
+
+/// The labels of its template are also its selector and its own labels, where it says none.
+fn replication_controller(object: &mut Value) {
+    put(object, "spec", json!({}));
+    let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+    let some = |map: &Value| map.as_object().is_some_and(|map| !map.is_empty());
+    if some(&labels) {
+        put(object, "metadata", json!({}));
+        for (part, field) in [("metadata", "labels"), ("spec", "selector")] {
+            with(object, part, |part| {
+                if part.get(field).is_none_or(|held| *held == json!({})) {
+                    set(part, field, labels.clone());
+                }
+            });
+        }
+    }
+    with(object, "spec", |spec| {
+        put(spec, "replicas", json!(1));
+        with(spec, "template", template);
+    });
+}
+
+fn stateful_set(object: &mut Value) {
+    put(object, "spec", json!({}));
+    with(object, "spec", |spec| {
+        put(spec, "replicas", json!(1));
+        put(spec, "revisionHistoryLimit", json!(10));
+        put(spec, "podManagementPolicy", json!("OrderedReady"));
+        rolling(spec, &[("partition", 0)]);
+        put(spec, "persistentVolumeClaimRetentionPolicy", json!({}));
+        with(spec, "persistentVolumeClaimRetentionPolicy", |policy| {
+            put(policy, "whenDeleted", json!("Retain"));
+            put(policy, "whenScaled", json!("Retain"));
+        });
+        with(spec, "template", template);
+    });
+}
+
+fn daemon_set(object: &mut Value) {
+    put(object, "spec", json!({}));
+    with(object, "spec", |spec| {
+        put(spec, "revisionHistoryLimit", json!(10));
+        rolling(spec, &[("maxUnavailable", 1), ("maxSurge", 0)]);
+        with(spec, "template", template);
+    });
+}
+
+/// An `updateStrategy` rolls unless it says otherwise.
+fn rolling(spec: &mut Value, numbers: &[(&str, i64)]) {
+    put(spec, "updateStrategy", json!({}));
+    with(spec, "updateStrategy", |strategy| {
+        put(strategy, "type", json!("RollingUpdate"));
+        if strategy["type"] == "RollingUpdate" {
+            put(strategy, "rollingUpdate", json!({}));
+            with(strategy, "rollingUpdate", |rolling| {
+                numbers.iter().for_each(|(field, number)| put(rolling, field, json!(number)));
+            });
+        }
     });
 }
 
@@ -325,6 +388,42 @@ mod tests {
     }
 
     #[test]
+    fn sets_roll_unless_they_say_otherwise() {
+        let spec = |word: &str, spec: Value| {
+            let mut object = json!({"metadata": {"name": "a"}, "spec": spec});
+            apply(by_word(word).unwrap(), &mut object);
+            object["spec"].clone()
+        };
+        assert_eq!(
+            spec("sts", json!({})),
+            json!({
+                "replicas": 1, "revisionHistoryLimit": 10, "podManagementPolicy": "OrderedReady",
+                "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
+                "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+            })
+        );
+        let rolling = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
+        let surging = json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}});
+        assert_eq!(spec("ds", surging), json!({"revisionHistoryLimit": 10, "updateStrategy": rolling}));
+        for word in ["sts", "ds"] {
+            let by_hand = json!({"type": "OnDelete"});
+            assert_eq!(spec(word, json!({"updateStrategy": by_hand}))["updateStrategy"], by_hand);
+        }
+    }
+
+    #[test]
+    fn a_replication_controller_takes_the_labels_of_its_template() {
+        let labelled = |labels: Value, selector: Value| {
+            let mut object = json!({"metadata": {"name": "a", "labels": labels}, "spec": {"selector": selector, "template": {"metadata": {"labels": {"app": "x"}}}}});
+            apply(by_word("rc").unwrap(), &mut object);
+            (object["metadata"]["labels"].clone(), object["spec"]["selector"].clone())
+        };
+        assert_eq!(labelled(Value::Null, Value::Null), (json!({"app": "x"}), json!({"app": "x"})));
+        let (own, other) = (json!({"a": "b"}), json!({"c": "d"}));
+        assert_eq!(labelled(own.clone(), other.clone()), (own, other));
+    }
+
+    #[test]
     fn secrets_fold_their_plain_text() {
         let mut secret = json!({"metadata": {"name": "s"}, "data": {"a": "eA=="}, "stringData": {"b": "hi"}});
         apply(by_word("secret").unwrap(), &mut secret);
@@ -408,7 +507,11 @@ mod tests {
         for (word, object) in [
             ("pod", json!({"metadata": {"name": "x"}, "spec": pod})),
             ("deploy", workload.clone()),
-            ("rs", workload),
+            ("rs", workload.clone()),
+            ("sts", workload.clone()),
+            ("ds", workload),
+            ("rc", json!({"metadata": {"name": "x"}, "spec": {"template": template}})),
+            ("controllerrevisions", json!({"metadata": {"name": "x"}, "data": {}, "revision": 1})),
             ("svc", json!({"metadata": {"name": "x"}, "spec": {"ports": [{"port": 1}]}})),
             (
                 "svc",

@@ -123,6 +123,18 @@ impl Labels {
         Self { nothing: requirements.is_empty(), requirements }
     }
 
+    /// Which pods an object's `spec.selector` means: a plain map in kinds of before `apps/v1`, a `LabelSelector` in others.
+    ///
+    /// # Errors
+    /// An unknown operator.
+    pub fn of_pods(object: &Value) -> Result<Self, SelectorError> {
+        let selector = &object["spec"]["selector"];
+        match object["kind"].as_str() {
+            Some("ReplicationController" | "Service") => Ok(Self::from_map(selector)),
+            _ => Self::from_object(selector),
+        }
+    }
+
     /// Whether it selects everything.
     #[must_use]
     pub fn is_everything(&self) -> bool {

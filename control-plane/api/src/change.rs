@@ -410,8 +410,7 @@ fn scale_of(object: &Object) -> Value {
 
 /// The autoscaling/v1 Scale of an object.
 fn scale_of_tree(tree: &Value) -> Value {
-    let selector =
-        coracle_manifests::selector::Labels::from_object(&tree["spec"]["selector"]).map(|labels| labels.to_string());
+    let selector = coracle_manifests::selector::Labels::of_pods(tree).map(|labels| labels.to_string());
     json!({
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",

@@ -2,7 +2,7 @@
 
 use coracle_manifests::kinds::Kind;
 use coracle_manifests::time::age;
-use coracle_manifests::view::{int, is_deleting, list, text};
+use coracle_manifests::view::{controller, int, is_deleting, list, text};
 use serde_json::{Value, json};
 
 /// Name, type and priority (1 = wide only) of a column.
@@ -21,26 +21,10 @@ fn columns(kind: &Kind) -> &'static [Column] {
             ("Nominated Node", "string", 1),
             ("Readiness Gates", "string", 1),
         ],
-        "Deployment" => &[
-            ("Name", "string", 0),
-            ("Ready", "string", 0),
-            ("Up-to-date", "integer", 0),
-            ("Available", "integer", 0),
-            ("Age", "string", 0),
-            ("Containers", "string", 1),
-            ("Images", "string", 1),
-            ("Selector", "string", 1),
-        ],
-        "ReplicaSet" => &[
-            ("Name", "string", 0),
-            ("Desired", "integer", 0),
-            ("Current", "integer", 0),
-            ("Ready", "integer", 0),
-            ("Age", "string", 0),
-            ("Containers", "string", 1),
-            ("Images", "string", 1),
-            ("Selector", "string", 1),
-        ],
+        "ControllerRevision" => {
+            &[("Name", "string", 0), ("Controller", "string", 0), ("Revision", "integer", 0), ("Age", "string", 0)]
+        }
+        "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" => workload_columns(kind),
         "Service" => &[
             ("Name", "string", 0),
             ("Type", "string", 0),
@@ -89,6 +73,52 @@ fn columns(kind: &Kind) -> &'static [Column] {
     }
 }
 
+/// Of what makes pods of a template.
+fn workload_columns(kind: &Kind) -> &'static [Column] {
+    match kind.kind {
+        "Deployment" => &[
+            ("Name", "string", 0),
+            ("Ready", "string", 0),
+            ("Up-to-date", "integer", 0),
+            ("Available", "integer", 0),
+            ("Age", "string", 0),
+            ("Containers", "string", 1),
+            ("Images", "string", 1),
+            ("Selector", "string", 1),
+        ],
+        "StatefulSet" => &[
+            ("Name", "string", 0),
+            ("Ready", "string", 0),
+            ("Age", "string", 0),
+            ("Containers", "string", 1),
+            ("Images", "string", 1),
+        ],
+        "DaemonSet" => &[
+            ("Name", "string", 0),
+            ("Desired", "integer", 0),
+            ("Current", "integer", 0),
+            ("Ready", "integer", 0),
+            ("Up-to-date", "integer", 0),
+            ("Available", "integer", 0),
+            ("Node Selector", "string", 0),
+            ("Age", "string", 0),
+            ("Containers", "string", 1),
+            ("Images", "string", 1),
+            ("Selector", "string", 1),
+        ],
+        _ => &[
+            ("Name", "string", 0),
+            ("Desired", "integer", 0),
+            ("Current", "integer", 0),
+            ("Ready", "integer", 0),
+            ("Age", "string", 0),
+            ("Containers", "string", 1),
+            ("Images", "string", 1),
+            ("Selector", "string", 1),
+        ],
+    }
+}
+
 /// A `Table` of objects. `include` is `includeObject` of the query: `None`, `Object` or (by default) `Metadata`.
 pub(crate) fn table(kind: &Kind, objects: &[&Value], meta: &Value, include: Option<&str>, now_ms: u64) -> Value {
     let definitions: Vec<Value> = columns(kind)
@@ -124,32 +154,10 @@ fn cells(kind: &Kind, object: &Value, now: u64) -> Vec<Value> {
     let age = json!(age(text(&meta["creationTimestamp"]), now));
     match kind.kind {
         "Pod" => pod(object, name, age, now),
-        "Deployment" => {
-            let template = &spec["template"]["spec"];
-            vec![
-                name,
-                json!(format!("{}/{}", int(&status["readyReplicas"], 0), int(&spec["replicas"], 1))),
-                json!(int(&status["updatedReplicas"], 0)),
-                json!(int(&status["availableReplicas"], 0)),
-                age,
-                json!(join(&template["containers"], "name")),
-                json!(join(&template["containers"], "image")),
-                json!(selector(&spec["selector"])),
-            ]
+        "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" => {
+            workload(kind, object, name, age)
         }
-        "ReplicaSet" => {
-            let template = &spec["template"]["spec"];
-            vec![
-                name,
-                json!(int(&spec["replicas"], 1)),
-                json!(int(&status["replicas"], 0)),
-                json!(int(&status["readyReplicas"], 0)),
-                age,
-                json!(join(&template["containers"], "name")),
-                json!(join(&template["containers"], "image")),
-                json!(selector(&spec["selector"])),
-            ]
-        }
+        "ControllerRevision" => vec![name, json!(or_none(&owner(object))), json!(int(&object["revision"], 0)), age],
         "Service" => {
             vec![
                 name,
@@ -210,6 +218,45 @@ fn outer_addresses(service: &Value) -> String {
         }
         _ => or_none(&named.collect::<Vec<_>>().join(",")),
     }
+}
+
+/// What makes pods of a template: its counts, then the template's containers and, but for a StatefulSet, the selector.
+fn workload(kind: &Kind, object: &Value, name: Value, age: Value) -> Vec<Value> {
+    let (spec, status) = (&object["spec"], &object["status"]);
+    let number = |field: &str| json!(int(&status[field], 0));
+    let ready = || json!(format!("{}/{}", int(&status["readyReplicas"], 0), int(&spec["replicas"], 1)));
+    let mut cells = vec![name];
+    match kind.kind {
+        "Deployment" => cells.extend([ready(), number("updatedReplicas"), number("availableReplicas")]),
+        "StatefulSet" => cells.push(ready()),
+        "DaemonSet" => {
+            cells.extend(
+                [
+                    "desiredNumberScheduled",
+                    "currentNumberScheduled",
+                    "numberReady",
+                    "updatedNumberScheduled",
+                    "numberAvailable",
+                ]
+                .map(number),
+            );
+            cells.push(json!(labels(&spec["template"]["spec"]["nodeSelector"])));
+        }
+        _ => cells.extend([json!(int(&spec["replicas"], 1)), number("replicas"), number("readyReplicas")]),
+    }
+    let containers = &spec["template"]["spec"]["containers"];
+    cells.extend([age, json!(join(containers, "name")), json!(join(containers, "image"))]);
+    if kind.kind != "StatefulSet" {
+        cells.push(json!(selector(object)));
+    }
+    cells
+}
+
+/// `statefulset.apps/web`, of the owner that controls an object.
+fn owner(object: &Value) -> String {
+    let Some(owner) = controller(object) else { return String::new() };
+    let group = text(&owner["apiVersion"]).split_once('/').map(|(group, _)| format!(".{group}")).unwrap_or_default();
+    format!("{}{group}/{}", text(&owner["kind"]).to_lowercase(), text(&owner["name"]))
 }
 
 fn pod(pod: &Value, name: Value, age: Value, now: u64) -> Vec<Value> {
@@ -361,8 +408,8 @@ fn labels(map: &Value) -> String {
     or_none(&pairs.join(","))
 }
 
-fn selector(selector: &Value) -> String {
-    coracle_manifests::selector::Labels::from_object(selector)
+fn selector(object: &Value) -> String {
+    coracle_manifests::selector::Labels::of_pods(object)
         .map_or_else(|_| "<invalid>".to_owned(), |labels| or_none(&labels.to_string()))
 }
 
@@ -404,6 +451,32 @@ mod tests {
         );
         let named = json!({"type": "ClusterIP", "clusterIP": "None", "externalIPs": ["192.0.2.1", "192.0.2.2"]});
         assert_eq!(row(named, json!({})), "ClusterIP None 192.0.2.1,192.0.2.2 <none>");
+    }
+
+    #[test]
+    fn sets_are_shown_as_upstream_shows_them() {
+        let shown = |word: &str, object: Value| {
+            let kind = coracle_manifests::kinds::by_word(word).unwrap();
+            cells(kind, &object, 0).iter().map(|cell| cell.to_string().replace('"', "")).collect::<Vec<_>>().join(" ")
+        };
+        let template = json!({"spec": {"nodeSelector": {"a": "b"}, "containers": [{"name": "c", "image": "x"}]}});
+        let object = |spec: Value, status: Value| {
+            let mut object = json!({"metadata": {"name": "n"}, "spec": spec, "status": status});
+            object["spec"]["template"] = template.clone();
+            object
+        };
+        assert_eq!(shown("sts", object(json!({"replicas": 3}), json!({"readyReplicas": 2}))), "n 2/3 <unknown> c x");
+        let status = json!({
+            "desiredNumberScheduled": 5, "currentNumberScheduled": 4, "numberReady": 3, "updatedNumberScheduled": 2, "numberAvailable": 1,
+        });
+        let selector = json!({"selector": {"matchLabels": {"k": "v"}}});
+        assert_eq!(shown("ds", object(selector, status)), "n 5 4 3 2 1 a=b <unknown> c x k=v");
+        let mut controller = object(json!({"replicas": 2, "selector": {"k": "v"}}), json!({"replicas": 1}));
+        controller["kind"] = json!("ReplicationController");
+        assert_eq!(shown("rc", controller), "n 2 1 0 <unknown> c x k=v");
+        let owner = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "controller": true});
+        let revision = json!({"metadata": {"name": "n", "ownerReferences": [owner]}, "revision": 7});
+        assert_eq!(shown("controllerrevisions", revision), "n statefulset.apps/web 7 <unknown>");
     }
 
     #[test]

@@ -289,7 +289,11 @@ fn first_status(place: &Place, value: &mut Value) {
         "Pod" => json!({"phase": "Pending", "qosClass": qos(&value["spec"])}),
         "Namespace" => json!({"phase": "Active"}),
         "Service" => json!({"loadBalancer": {}}),
-        "ReplicaSet" => json!({"replicas": 0}),
+        "ReplicaSet" | "ReplicationController" => json!({"replicas": 0}),
+        "StatefulSet" => json!({"replicas": 0, "availableReplicas": 0}),
+        "DaemonSet" => json!({
+            "currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0,
+        }),
         "Deployment" => json!({}),
         // Whoever makes a node knows its state.
         "Node" => return,

@@ -7,10 +7,12 @@
 #![forbid(unsafe_code)]
 
 pub mod balancer;
+pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
 pub mod events;
 pub mod gc;
+mod history;
 pub mod namespace;
 pub mod nodehealth;
 mod objects;
@@ -18,6 +20,7 @@ pub mod podgc;
 mod pods;
 pub mod replicaset;
 pub mod schedule;
+pub mod statefulset;
 
 use coracle_base::Millis;
 use coracle_store::{Transaction, View};
@@ -64,6 +67,24 @@ pub fn all() -> &'static [Controller] {
             reads: &["replicasets.apps", "pods", "nodes"],
             timed: true,
             plan: replicaset::plan,
+        },
+        Controller {
+            name: "replicationcontroller",
+            reads: &["replicationcontrollers", "pods", "nodes"],
+            timed: true,
+            plan: replicaset::plan_controllers,
+        },
+        Controller {
+            name: "statefulset",
+            reads: &["statefulsets.apps", "controllerrevisions.apps", "pods", "nodes"],
+            timed: true,
+            plan: statefulset::plan,
+        },
+        Controller {
+            name: "daemonset",
+            reads: &["daemonsets.apps", "controllerrevisions.apps", "pods", "nodes"],
+            timed: true,
+            plan: daemonset::plan,
         },
         Controller { name: "schedule", reads: &["pods", "nodes"], timed: true, plan: schedule::plan },
         Controller {

@@ -12,6 +12,9 @@ use crate::Ids;
 
 pub(crate) const DEPLOYMENTS: &str = "deployments.apps";
 pub(crate) const REPLICASETS: &str = "replicasets.apps";
+pub(crate) const CONTROLLERS: &str = "replicationcontrollers";
+pub(crate) const STATEFULSETS: &str = "statefulsets.apps";
+pub(crate) const DAEMONSETS: &str = "daemonsets.apps";
 pub(crate) const SLICES: &str = "endpointslices.discovery.k8s.io";
 
 /// A new tree in the object's place, if the object is still as it was seen.

@@ -1,4 +1,5 @@
-//! As many pods as a ReplicaSet asks for: adopt, create, delete, count (upstream: `pkg/controller/replicaset`).
+//! As many pods as a ReplicaSet or ReplicationController asks for: adopt, create, delete, count (upstream:
+//! `pkg/controller/replicaset` and `replication`, which is the same code there too).
 //!
 //! Cost: one walk over the pods nobody controls, and per ReplicaSet a walk over its own.
 
@@ -9,12 +10,14 @@ use std::sync::Arc;
 use coracle_base::Millis;
 use coracle_manifests::selector::Labels;
 use coracle_manifests::view::{controller_uid, int, is_deleting, is_finished, list, text};
-use coracle_store::{Key, Mark, Object, Op, Transaction, View};
+use coracle_store::{Key, Object, Op, Transaction, View};
 use serde_json::{Value, json};
 
 use crate::nodehealth::is_fenced;
-use crate::objects::{Note, REPLICASETS, adopt, controller_reference, create, disown, event, remove, status};
-use crate::pods::{count, is_active, is_ready, ready_since, silent_nodes};
+use crate::objects::{CONTROLLERS, Note, REPLICASETS, adopt, create, disown, event, remove, status};
+use crate::pods::{
+    base_name, count, finish, is_active, is_ready, new_name, of_template, orphans, ready_since, silent_nodes, take,
+};
 use crate::{Ids, objects};
 
 /// At most so many pods of one ReplicaSet are made or ended in one plan (upstream: `BurstReplicas`); the next plan goes on.
@@ -22,16 +25,35 @@ const BURST: usize = 500;
 /// So many pods are made in one transaction: few commands, each well below the size of a log entry.
 const BATCH: usize = 50;
 
-/// What should change now.
+/// What should change now for ReplicaSets.
 #[must_use]
 pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
+    plan_kind(&Sort { resource: REPLICASETS, component: "replicaset-controller" }, view, now, ids)
+}
+
+/// What should change now for ReplicationControllers.
+#[must_use]
+pub fn plan_controllers(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
+    plan_kind(&Sort { resource: CONTROLLERS, component: "replication-controller" }, view, now, ids)
+}
+
+/// Which of the kinds, and who speaks in its events.
+struct Sort {
+    resource: &'static str,
+    component: &'static str,
+}
+
+fn plan_kind(sort: &Sort, view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
+    if view.list(sort.resource, None).next().is_none() {
+        return Vec::new();
+    }
     let silent = silent_nodes(view);
     let mut orphans = orphans(view);
     let mut transactions = Vec::new();
     // Made last: where one ReplicaSet shrinks and another grows, the old replicas go before the new ones come.
     let mut made = Vec::new();
-    for set in view.list(REPLICASETS, None) {
-        let Some(selector) = Labels::from_object(&set.tree()["spec"]["selector"]).ok() else { continue };
+    for set in view.list(sort.resource, None) {
+        let Some(selector) = Labels::of_pods(set.tree()).ok() else { continue };
         let mut replicas = Vec::new();
         for pod in controlled(view, set, "pods") {
             if selector.matches(&pod.tree()["metadata"]["labels"]) {
@@ -41,7 +63,8 @@ pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
             }
         }
         if !is_deleting(set.tree()) {
-            for pod in take_matching(&mut orphans, &set.key.namespace, &selector) {
+            let matches = |pod: &Object| selector.matches(&pod.tree()["metadata"]["labels"]);
+            for pod in take(&mut orphans, &set.key.namespace, matches) {
                 transactions.push(adopt(pod, set).into());
                 replicas.push(pod);
             }
@@ -49,7 +72,7 @@ pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
         replicas.retain(|pod| is_active(pod.tree()));
         transactions.extend(set_status(set, &replicas, now, &silent).map(Transaction::from));
         if !is_deleting(set.tree()) {
-            let scope = Scope { view, now, silent: &silent };
+            let scope = Scope { sort, view, now, silent: &silent };
             // A fenced pod that is going may still run: another comes only when it is gone.
             let going = if is_fenced(&set.tree()["spec"]["template"]) {
                 controlled(view, set, "pods").filter(|pod| is_deleting(pod.tree()) && !is_finished(pod.tree())).count()
@@ -65,6 +88,7 @@ pub fn plan(view: &View, now: Millis, ids: &mut dyn Ids) -> Vec<Transaction> {
 }
 
 struct Scope<'a> {
+    sort: &'a Sort,
     view: &'a View,
     now: Millis,
     silent: &'a HashSet<Arc<str>>,
@@ -79,24 +103,6 @@ pub(crate) fn controlled<'a>(
     view.owned_by(&owner.uid)
         .filter(move |object| &*object.key.resource == resource)
         .filter(|object| controller_uid(object.tree()) == Some(&*owner.uid))
-}
-
-type Orphans<'a> = HashMap<Arc<str>, Vec<&'a Arc<Object>>>;
-
-/// Active pods that nobody controls, by namespace.
-fn orphans(view: &View) -> Orphans<'_> {
-    let mut orphans = Orphans::new();
-    for pod in view.marked(Mark::Loose) {
-        orphans.entry(pod.key.namespace.clone()).or_default().push(pod);
-    }
-    orphans
-}
-
-fn take_matching<'a>(orphans: &mut Orphans<'a>, namespace: &str, selector: &Labels) -> Vec<&'a Arc<Object>> {
-    let Some(pods) = orphans.get_mut(namespace) else { return Vec::new() };
-    let (taken, left) = pods.drain(..).partition(|pod| selector.matches(&pod.tree()["metadata"]["labels"]));
-    *pods = left;
-    taken
 }
 
 fn set_status(set: &Object, replicas: &[&Arc<Object>], now: Millis, silent: &HashSet<Arc<str>>) -> Option<Op> {
@@ -142,9 +148,9 @@ fn shrink(scope: &Scope<'_>, set: &Arc<Object>, replicas: &mut [&Arc<Object>], i
     transactions
 }
 
-/// An event about a ReplicaSet, in the words of upstream.
+/// An event about a set, in the words of upstream.
 fn tell(scope: &Scope<'_>, set: &Object, reason: &str, message: String, ids: &mut dyn Ids) -> Op {
-    event(set, Note { kind: "Normal", reason, message, component: "replicaset-controller" }, scope.now, ids)
+    event(set, Note { kind: "Normal", reason, message, component: scope.sort.component }, scope.now, ids)
 }
 
 fn grow(scope: &Scope<'_>, set: &Arc<Object>, replicas: usize, ids: &mut dyn Ids) -> Vec<Transaction> {
@@ -152,7 +158,7 @@ fn grow(scope: &Scope<'_>, set: &Arc<Object>, replicas: usize, ids: &mut dyn Ids
     let mut taken = HashSet::new();
     let mut ops = Vec::with_capacity(2 * missing);
     for _ in 0..missing {
-        let name = new_name(scope, set, &mut taken, ids);
+        let name = new_name(scope.view, set, &mut taken, ids);
         let told = format!("Created pod: {name}");
         ops.push(new_pod(scope, set, name, ids));
         ops.push(tell(scope, set, "SuccessfulCreate", told, ids));
@@ -160,43 +166,10 @@ fn grow(scope: &Scope<'_>, set: &Arc<Object>, replicas: usize, ids: &mut dyn Ids
     ops.chunks(2 * BATCH).map(|ops| Transaction { ops: ops.to_vec() }).collect()
 }
 
-/// What the names of a ReplicaSet's pods begin with: upstream's generated names leave room for the five random characters in 63.
-fn base_name(set: &Object) -> String {
-    let mut base: String = set.key.name.chars().take(57).collect();
-    base.push('-');
-    base
-}
-
-fn new_name(scope: &Scope<'_>, set: &Object, taken: &mut HashSet<String>, ids: &mut dyn Ids) -> String {
-    let base = base_name(set);
-    loop {
-        let name = format!("{base}{}", ids.suffix());
-        if scope.view.find("pods", &set.key.namespace, &name).is_none() && taken.insert(name.clone()) {
-            return name;
-        }
-    }
-}
-
 fn new_pod(scope: &Scope<'_>, set: &Arc<Object>, name: String, ids: &mut dyn Ids) -> Op {
-    let template = &set.tree()["spec"]["template"];
-    let mut metadata = json!({"generateName": base_name(set), "ownerReferences": [controller_reference(set)]});
-    for field in ["labels", "annotations", "finalizers"] {
-        if let Some(value) = template["metadata"].get(field).filter(|value| !value.is_null()) {
-            metadata[field] = value.clone();
-        }
-    }
-    let mut value = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": metadata,
-        "spec": template["spec"],
-        "status": {"phase": "Pending"},
-    });
-    // A pod has defaults that a template has not: requests from limits, service links.
-    if let Some(kind) = coracle_manifests::kinds::by_word("pods") {
-        coracle_manifests::default::apply(kind, &mut value);
-    }
-    create(Key::new("pods", set.key.namespace.clone(), name), value, scope.now, ids)
+    let mut value = of_template(set, &set.tree()["spec"]["template"]);
+    value["metadata"]["generateName"] = json!(base_name(set));
+    create(Key::new("pods", set.key.namespace.clone(), name), finish(value), scope.now, ids)
 }
 
 /// How many active pods of the same application each node has: those of every ReplicaSet with the same owner.

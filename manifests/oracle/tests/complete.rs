@@ -21,6 +21,7 @@ fn definitions() -> serde_json::Map<String, Value> {
     generator.subschema_for::<core::v1::Namespace>();
     generator.subschema_for::<core::v1::Node>();
     generator.subschema_for::<core::v1::Pod>();
+    generator.subschema_for::<core::v1::ReplicationController>();
     generator.subschema_for::<core::v1::Service>();
     generator.subschema_for::<core::v1::ConfigMap>();
     generator.subschema_for::<core::v1::Secret>();
@@ -28,6 +29,9 @@ fn definitions() -> serde_json::Map<String, Value> {
     generator.subschema_for::<core::v1::Event>();
     generator.subschema_for::<apps::v1::Deployment>();
     generator.subschema_for::<apps::v1::ReplicaSet>();
+    generator.subschema_for::<apps::v1::StatefulSet>();
+    generator.subschema_for::<apps::v1::DaemonSet>();
+    generator.subschema_for::<apps::v1::ControllerRevision>();
     generator.subschema_for::<discovery::v1::EndpointSlice>();
     generator.subschema_for::<autoscaling::v1::Scale>();
     generator.take_definitions(true)
@@ -45,7 +49,7 @@ fn upstream(schema: &Value) -> Type {
             "Quantity" => Type::Quantity,
             "IntOrString" => Type::IntOrStr,
             "Time" | "MicroTime" => Type::Time,
-            "FieldsV1" => Type::Any,
+            "FieldsV1" | "RawExtension" => Type::Any,
             name => Type::Named(name.to_owned()),
         };
     }

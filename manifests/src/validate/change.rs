@@ -25,7 +25,15 @@ pub fn update(kind: &Kind, old: &Value, new: &Value) -> Vec<Problem> {
     }
     let (before, after) = (&old["spec"], &new["spec"]);
     match kind.kind {
-        "Deployment" | "ReplicaSet" => found.fixed("spec.selector", &before["selector"], &after["selector"]),
+        "Deployment" | "ReplicaSet" | "DaemonSet" => {
+            found.fixed("spec.selector", &before["selector"], &after["selector"]);
+        }
+        "StatefulSet" => {
+            for field in ["selector", "serviceName", "podManagementPolicy", "volumeClaimTemplates"] {
+                found.fixed(&format!("spec.{field}"), &before[field], &after[field]);
+            }
+        }
+        "ControllerRevision" => found.fixed("data", &old["data"], &new["data"]),
         "Secret" => found.fixed("type", &old["type"], &new["type"]),
         "EndpointSlice" => found.fixed("addressType", &old["addressType"], &new["addressType"]),
         "Service" => found.service_change(before, after),

@@ -25,7 +25,8 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<Problem> {
     metadata(kind, &object["metadata"], &mut found);
     match kind.kind {
         "Pod" => found.pod_spec(&object["spec"], "spec"),
-        "Deployment" | "ReplicaSet" => found.workload(object),
+        "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" => found.workload(object),
+        "ControllerRevision" => found.revision(object),
         "Service" => found.service(&object["spec"]),
         "EndpointSlice" => found.endpoint_slice(object),
         "ConfigMap" => found.config_keys(object, &["data", "binaryData"]),

@@ -356,6 +356,7 @@ fn services_secrets_nodes_and_the_rest() {
     assert!(problems("deploy", json!({"metadata": {"name": "a"}})).contains("spec.selector: this field is required"));
 }
 
+#[test]
 fn exposed_services() {
     let service = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "", "externalName": "", "externalIPs": [],
         "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}, "internalTrafficPolicy": "Local",
@@ -449,6 +450,85 @@ fn a_service_keeps_its_address_and_its_class() {
     let class = |class: &str| json!({"type": "LoadBalancer", "loadBalancerClass": class});
     assert_eq!(changed(class("a/b"), class("a/c")), ["spec.loadBalancerClass"]);
     assert_eq!(changed(json!({"clusterIP": ""}), class("a/c")), Vec::<String>::new());
+}
+
+#[test]
+fn sets_have_rules_of_their_own() {
+    let rolling = "/spec/updateStrategy/rollingUpdate";
+    let mut sts = deployment();
+    sts["spec"]["serviceName"] = json!("db");
+    sts["spec"]["ordinals"] = json!({"start": 1});
+    sts["spec"]["updateStrategy"] = json!({"rollingUpdate": {"partition": 1, "maxUnavailable": 1}});
+    sts["spec"]["template"]["metadata"]["annotations"] = json!({"coracle.dev/fenced": "true"});
+    check(
+        "sts",
+        &sts,
+        &[
+            ("/metadata/name", json!("a".repeat(52)), ""),
+            ("/metadata/name", json!("a".repeat(53)), "53 characters are too many"),
+            ("/metadata/name", json!("a.b"), "a name that begins host names"),
+            ("/spec/serviceName", json!("1s"), "spec.serviceName: `1s` is not a name"),
+            ("/spec/ordinals/start", json!(-1), "-1 is out of range"),
+            (&format!("{rolling}/partition"), json!(-1), "-1 is out of range"),
+            (&format!("{rolling}/maxUnavailable"), json!(0), "no pod could ever be replaced"),
+            (&format!("{rolling}/maxUnavailable"), json!("x"), "a percentage such as `25%`"),
+            (
+                "/spec/updateStrategy",
+                json!({"type": "OnDelete", "rollingUpdate": {}}),
+                "goes with the type RollingUpdate",
+            ),
+            ("/spec/selector", json!({"matchLabels": {"app": "b"}}), "does not select the template's pods"),
+        ],
+    );
+    let mut ds = deployment();
+    ds["spec"]["updateStrategy"] = json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
+    ds["spec"]["template"]["metadata"]["annotations"] = json!({});
+    check(
+        "ds",
+        &ds,
+        &[
+            (rolling, json!({"maxUnavailable": 0}), "cannot be 0 when `maxSurge` is 0"),
+            (rolling, json!({"maxSurge": 1}), "may not be set when `maxUnavailable` is not 0"),
+            (rolling, json!({"maxUnavailable": "10%"}), ""),
+            ("/spec/template/metadata/annotations", json!({"coracle.dev/fenced": "true"}), "has no other place to go"),
+        ],
+    );
+    let rc = json!({"metadata": {"name": "r"}, "spec": {"selector": {"app": "a"}, "template": {
+        "metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "x:1"}]}}}});
+    check(
+        "rc",
+        &rc,
+        &[
+            ("/spec/selector", json!({"app": "b"}), "does not select the template's pods"),
+            ("/spec/selector", json!({}), ""),
+            ("/spec/template/metadata/labels", json!({}), "does not select the template's pods"),
+        ],
+    );
+    let revision = json!({"metadata": {"name": "r"}, "data": {"spec": {}}, "revision": 1});
+    check("controllerrevisions", &revision, &[("/data", json!("(protobuf)"), "a revision holds an object")]);
+}
+
+#[test]
+fn of_a_set_little_may_change() {
+    for (word, path, value, field) in [
+        ("sts", "/spec/serviceName", json!("other"), Some("spec.serviceName")),
+        ("sts", "/spec/podManagementPolicy", json!("Parallel"), Some("spec.podManagementPolicy")),
+        ("sts", "/spec/replicas", json!(7), None),
+        ("sts", "/spec/updateStrategy/rollingUpdate/partition", json!(7), None),
+        ("ds", "/spec/template/metadata/annotations", json!({"a": "b"}), None),
+    ] {
+        let kind = by_word(word).unwrap();
+        let mut old = deployment();
+        old["spec"]["template"]["metadata"]["annotations"] = json!({});
+        if word == "sts" {
+            old["spec"]["serviceName"] = json!("db");
+        }
+        crate::default::apply(kind, &mut old);
+        let mut new = old.clone();
+        put(&mut new, path, value);
+        let found: Vec<String> = update(kind, &old, &new).into_iter().map(|problem| problem.path).collect();
+        assert_eq!(found, field.into_iter().collect::<Vec<_>>(), "{word} {path}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Deployments and ReplicaSets: the selector selects the template's pods, and a rolling update can move.
+//! What makes pods of a template: the selector selects the template's pods, and a rolling update can move.
 
 use serde_json::Value;
 
@@ -8,6 +8,8 @@ use crate::selector::Labels;
 use crate::view::{list, text};
 
 const MOST: i64 = i32::MAX as i64;
+/// Longest name of a StatefulSet: its pods carry it, `-` and a hash or a number of ten characters in labels of 63.
+const LONGEST_NAME: usize = 52;
 
 impl Found {
     pub(super) fn workload(&mut self, object: &Value) {
@@ -23,24 +25,29 @@ impl Found {
             let message = format!("must be more than minReadySeconds ({ready})");
             self.add("spec.progressDeadlineSeconds", Reason::Invalid, message, None);
         }
-        self.strategy(&spec["strategy"]);
-        self.fenced(spec);
+        match text(&object["kind"]) {
+            "StatefulSet" => self.stateful(object),
+            "DaemonSet" => self.daemon(object),
+            _ => self.strategy(&spec["strategy"], "spec.strategy"),
+        }
+        self.fenced(object);
         let selector = self.required("spec.selector", &spec["selector"]);
         if !self.required("spec.template", &spec["template"]) {
             return;
         }
         let template = &spec["template"];
         if selector {
-            self.selects(&spec["selector"], &template["metadata"]["labels"]);
+            self.selects(object, &template["metadata"]["labels"]);
         }
         self.labels(&template["metadata"]["labels"], "spec.template.metadata.labels");
         self.annotations(&template["metadata"]["annotations"], "spec.template.metadata.annotations");
         if !matches!(text(&template["spec"]["restartPolicy"]), "" | "Always") {
-            let message = "pods of a Deployment or ReplicaSet always restart: only `Always` is supported here";
+            let message =
+                format!("pods of a {} always restart: only `Always` is supported here", text(&object["kind"]));
             self.add("spec.template.spec.restartPolicy", Reason::NotSupported, message, None);
         }
         if !template["spec"]["activeDeadlineSeconds"].is_null() {
-            let message = "pods of a Deployment or ReplicaSet have no end";
+            let message = format!("pods of a {} have no end", text(&object["kind"]));
             self.add("spec.template.spec.activeDeadlineSeconds", Reason::Forbidden, message, None);
         }
         if self.required("spec.template.spec", &template["spec"]) {
@@ -49,11 +56,16 @@ impl Found {
     }
 
     /// A pod that must be unique never runs beside its successor.
-    fn fenced(&mut self, spec: &Value) {
+    fn fenced(&mut self, object: &Value) {
+        let spec = &object["spec"];
         let asked = &spec["template"]["metadata"]["annotations"]["coracle.dev/fenced"];
         let path = "spec.template.metadata.annotations[coracle.dev/fenced]";
         match asked.as_str() {
             None | Some("false") => {}
+            Some("true") if object["kind"] == "DaemonSet" => {
+                let message = "a fenced pod moves when its node is lost; a daemon pod has no other place to go";
+                self.add(path, Reason::Invalid, message, Some("remove the annotation"));
+            }
             Some("true") if spec["strategy"].is_object() && spec["strategy"]["type"] != "Recreate" => {
                 let message =
                     "a fenced pod must end before its successor starts, which a rolling update does not wait for";
@@ -64,9 +76,74 @@ impl Found {
         }
     }
 
-    fn selects(&mut self, selector: &Value, labels: &Value) {
-        self.selector(selector, "spec.selector");
-        match Labels::from_object(selector) {
+    /// A StatefulSet's own rules: a name that fits into labels and host names, and how it rolls.
+    fn stateful(&mut self, set: &Value) {
+        let (name, spec) = (text(&set["metadata"]["name"]), &set["spec"]);
+        if name.len() > LONGEST_NAME {
+            let message = format!("{} characters are too many: its pods carry the name in labels", name.len());
+            self.add("metadata.name", Reason::TooLong, message, Some("at most 52 characters"));
+        } else if name.contains('.') {
+            self.label("metadata.name", name, "a name that begins host names");
+        }
+        self.range("spec.ordinals.start", &spec["ordinals"]["start"], 0, MOST);
+        let strategy = &spec["updateStrategy"];
+        self.rolls(strategy);
+        let rolling = &strategy["rollingUpdate"];
+        self.range("spec.updateStrategy.rollingUpdate.partition", &rolling["partition"], 0, MOST);
+        let at = "spec.updateStrategy.rollingUpdate.maxUnavailable";
+        if let Some(number) = self.amounts(rolling, &["maxUnavailable"], "spec.updateStrategy.rollingUpdate")
+            && number == 0
+            && !rolling["maxUnavailable"].is_null()
+        {
+            self.add(at, Reason::Invalid, "cannot be 0: no pod could ever be replaced", None);
+        }
+        let service = text(&spec["serviceName"]);
+        if !service.is_empty() {
+            self.service_name("spec.serviceName", service);
+        }
+    }
+
+    /// A DaemonSet's own rules: how it rolls.
+    fn daemon(&mut self, set: &Value) {
+        let (path, strategy) = ("spec.updateStrategy.rollingUpdate", &set["spec"]["updateStrategy"]);
+        self.rolls(strategy);
+        let rolling = &strategy["rollingUpdate"];
+        let unavailable = self.amounts(rolling, &["maxUnavailable"], path);
+        let surge = self.amounts(rolling, &["maxSurge"], path);
+        if let (true, Some(unavailable), Some(surge)) = (rolling.is_object(), unavailable, surge) {
+            let (field, message) = match (unavailable, surge) {
+                (0, 0) => ("maxUnavailable", "cannot be 0 when `maxSurge` is 0: no pod could ever be replaced"),
+                (1.., 1..) => ("maxSurge", "may not be set when `maxUnavailable` is not 0"),
+                _ => return,
+            };
+            self.add(&format!("{path}.{field}"), Reason::Invalid, message, None);
+        }
+    }
+
+    /// `rollingUpdate` goes with its type.
+    fn rolls(&mut self, strategy: &Value) {
+        if strategy["type"] == "OnDelete" && strategy["rollingUpdate"].is_object() {
+            let message = "`rollingUpdate` goes with the type RollingUpdate only";
+            self.add("spec.updateStrategy.rollingUpdate", Reason::Forbidden, message, Some("remove it"));
+        }
+    }
+
+    /// What a revision holds is what `rollout undo` writes back.
+    pub(super) fn revision(&mut self, revision: &Value) {
+        self.range("revision", &revision["revision"], 0, i64::MAX);
+        if !revision["data"].is_object() {
+            self.add("data", Reason::Required, "a revision holds an object", None);
+        }
+    }
+
+    fn selects(&mut self, object: &Value, labels: &Value) {
+        let selector = &object["spec"]["selector"];
+        if object["kind"] == "ReplicationController" {
+            self.labels(selector, "spec.selector");
+        } else {
+            self.selector(selector, "spec.selector");
+        }
+        match Labels::of_pods(object) {
             // The table names an unknown operator.
             Err(_) => {}
             Ok(selector) if selector.is_everything() || selector == Labels::from_map(&Value::Null) => {
@@ -105,35 +182,40 @@ impl Found {
         }
     }
 
-    fn strategy(&mut self, strategy: &Value) {
+    fn strategy(&mut self, strategy: &Value, path: &str) {
         let rolling = &strategy["rollingUpdate"];
+        let rolling_path = format!("{path}.rollingUpdate");
         if strategy["type"] == "Recreate" && rolling.is_object() {
             let message = "`rollingUpdate` goes with the type RollingUpdate only";
-            self.add("spec.strategy.rollingUpdate", Reason::Forbidden, message, Some("remove it"));
+            self.add(&rolling_path, Reason::Forbidden, message, Some("remove it"));
         }
-        let (mut both, mut given) = (0, 0);
-        for field in ["maxUnavailable", "maxSurge"] {
-            if rolling[field].is_null() {
-                continue;
-            }
-            given += 1;
-            let path = format!("spec.strategy.rollingUpdate.{field}");
-            match amount(&rolling[field]) {
-                Some((number, true)) if number > 100 && field == "maxUnavailable" => {
+        let fields = ["maxUnavailable", "maxSurge"];
+        let both = self.amounts(rolling, &fields, &rolling_path);
+        if both == Some(0) && fields.iter().all(|field| !rolling[*field].is_null()) {
+            let message = "cannot be 0 when `maxSurge` is 0: no pod could ever be replaced";
+            self.add(&format!("{rolling_path}.maxUnavailable"), Reason::Invalid, message, None);
+        }
+    }
+
+    /// The sum of amounts, each a number or a percentage; `None` where one makes no sense, which is said.
+    fn amounts(&mut self, rolling: &Value, fields: &[&str], path: &str) -> Option<i64> {
+        let mut sum = Some(0_i64);
+        for field in fields.iter().filter(|field| !rolling[**field].is_null()) {
+            let path = format!("{path}.{field}");
+            match amount(&rolling[*field]) {
+                Some((number, true)) if number > 100 && *field == "maxUnavailable" => {
                     self.add(&path, Reason::Invalid, format!("{number}% is more than there is"), None);
+                    sum = None;
                 }
-                Some((number, _)) => both += number,
+                Some((number, _)) => sum = sum.map(|sum| sum.saturating_add(number)),
                 None => {
                     let message = "expected a whole number from 0 on, or a percentage such as `25%`";
                     self.add(&path, Reason::Invalid, message, None);
-                    given = 0;
+                    sum = None;
                 }
             }
         }
-        if given == 2 && both == 0 {
-            let message = "cannot be 0 when `maxSurge` is 0: no pod could ever be replaced";
-            self.add("spec.strategy.rollingUpdate.maxUnavailable", Reason::Invalid, message, None);
-        }
+        sum
     }
 }
 

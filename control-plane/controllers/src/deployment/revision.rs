@@ -125,7 +125,7 @@ pub(super) fn new_size(sets: &Sets<'_>) -> i64 {
 fn new_set<'a>(sets: &mut Sets<'a>, revision: u64, _ids: &mut dyn Ids) -> Set<'a> {
     let template = sets.tree["spec"]["template"].clone();
     let (name, hash) = loop {
-        let hash = template_hash(&template, sets.collisions);
+        let hash = crate::history::hash(&template, sets.collisions);
         let name = format!("{}-{hash}", sets.deployment.key.name);
         if sets.view.find(crate::objects::REPLICASETS, &sets.deployment.key.namespace, &name).is_none() {
             break (name, hash);
@@ -163,31 +163,4 @@ fn put(map: &mut Value, name: &str, value: &str) {
         *map = json!({});
     }
     map[name] = json!(value);
-}
-
-/// A short stable hash of a template: FNV-1a of its canonical JSON in the letters upstream uses, none of which make words.
-/// Kept for ever: another hash would start a rollout of everything.
-fn template_hash(template: &Value, collisions: i64) -> String {
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut text = template.to_string();
-    if collisions > 0 {
-        text.push_str(&collisions.to_string());
-    }
-    let mut hash: u32 = 0x811c_9dc5;
-    for byte in text.bytes() {
-        hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    }
-    hash.to_string().bytes().map(|digit| char::from(LETTERS[usize::from(digit) % LETTERS.len()])).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hash_of_a_template_never_changes() {
-        let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web"}]}});
-        assert_eq!(template_hash(&template, 0), "75cc4dddb4");
-        assert_ne!(template_hash(&template, 0), template_hash(&template, 1));
-    }
 }

@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use coracle_base::Millis;
-use coracle_manifests::view::{int, is_deleting, list, text};
+use coracle_manifests::view::{int, is_deleting, list};
 use coracle_store::{Key, Object, Op, View};
 use serde_json::{Value, json};
 
 use super::revision::annotations;
 use crate::objects::{self, Note, create, event, update};
-use crate::pods::{Counts, count, is_active};
+use crate::pods::{Counts, count, is_active, share};
 use crate::{Ids, replicaset::controlled};
 
 /// One ReplicaSet. `tree` is changed in place; `stored` is what it was, or nothing for one that is to be made.
@@ -202,16 +202,6 @@ impl<'a> Sets<'a> {
         }
         ops
     }
-}
-
-/// A number, or a share of the replicas.
-fn share(value: &Value, replicas: i64, up: bool) -> i64 {
-    if let Some(number) = value.as_i64() {
-        return number.max(0);
-    }
-    let percent: i64 = text(value).strip_suffix('%').and_then(|number| number.parse().ok()).unwrap_or(0);
-    let hundredths = percent.clamp(0, 1_000_000) * replicas;
-    if up { (hundredths + 99) / 100 } else { hundredths / 100 }
 }
 
 /// Whether two templates are the same but for the label that tells ReplicaSets apart.

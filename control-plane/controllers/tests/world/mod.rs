@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coracle_base::level::LEVEL;
 use coracle_controllers::nodehealth::{self, Beat};
 use coracle_controllers::{Ids, all};
 use coracle_manifests::view::{is_deleting, is_finished, is_true, list, text};
@@ -55,6 +56,7 @@ impl World {
             beats: BTreeMap::new(),
             addresses: 0,
         };
+        world.apply(Op::RaiseLevel { level: LEVEL }).expect("this release's level");
         world.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}, "status": {"phase": "Active"}}));
         world
     }
@@ -291,6 +293,24 @@ pub fn deployment(name: &str, replicas: i64) -> Value {
             },
         },
     })
+}
+
+/// A StatefulSet or DaemonSet of one container; `spec` is added to what every one has.
+pub fn set(kind: &str, name: &str, spec: Value) -> Value {
+    let mut value = deployment(name, 0);
+    value["kind"] = json!(kind);
+    let common = value["spec"].as_object_mut().expect("an object");
+    common.remove("replicas");
+    common.extend(spec.as_object().cloned().unwrap_or_default());
+    value
+}
+
+/// A StatefulSet with a service.
+pub fn stateful(name: &str, replicas: i64, spec: Value) -> Value {
+    let mut value = set("StatefulSet", name, spec);
+    value["spec"]["replicas"] = json!(replicas);
+    value["spec"]["serviceName"] = json!("db");
+    value
 }
 
 /// Another image: a new template.
