@@ -78,7 +78,7 @@ impl Source for Ledger {
         let [nodes, pods, services, slices] =
             held.each_ref().map(|list| list.iter().map(|held| &held.tree).collect::<Vec<&Value>>());
         let trees =
-            Trees { nodes: &nodes, deployments: &[], pods: &pods, services: &services, slices: &slices, events: &[] };
+            Trees { nodes: &nodes, workloads: &[], pods: &pods, services: &services, slices: &slices, events: &[] };
         let servers = state.settings.iter().flat_map(|settings| settings.servers.clone()).map(|address| {
             let here = status.server.as_ref() == Some(&address);
             Server {
@@ -145,19 +145,20 @@ impl Source for Memory {
         let of = |resource: &'static str| -> Vec<Arc<Value>> {
             view.list(resource, None).map(|object| object.tree().clone()).collect()
         };
+        let kinds = ["deployments.apps", "statefulsets.apps", "daemonsets.apps", "replicationcontrollers"];
         let trees = [
             of("nodes"),
-            of("deployments.apps"),
+            kinds.into_iter().flat_map(of).collect(),
             of("pods"),
             of("services"),
             of("endpointslices.discovery.k8s.io"),
             of("events"),
         ];
-        let [nodes, deployments, pods, services, slices, events] =
+        let [nodes, workloads, pods, services, slices, events] =
             trees.each_ref().map(|list| list.iter().map(|tree| &**tree).collect::<Vec<&Value>>());
         let trees = Trees {
             nodes: &nodes,
-            deployments: &deployments,
+            workloads: &workloads,
             pods: &pods,
             services: &services,
             slices: &slices,

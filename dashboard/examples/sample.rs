@@ -68,6 +68,7 @@ fn node(name: &str, address: &str, ready: &str, cores: u64, gib: u64) -> Value {
 
 fn deployment(namespace: &str, name: &str, image: &str, desired: u64, updated: u64, ready: u64) -> Value {
     json!({
+        "kind": "Deployment",
         "metadata": {"namespace": namespace, "name": name, "creationTimestamp": ago(9_000)},
         "spec": {"replicas": desired, "template": {"spec": {"containers": [{"image": image}]}}},
         "status": {"replicas": desired, "updatedReplicas": updated, "readyReplicas": ready, "availableReplicas": ready},
@@ -206,7 +207,7 @@ fn sample(calm: bool, revision: u64) -> Snapshot {
     ];
     let trees = Trees {
         nodes: &all[0],
-        deployments: &all[1],
+        workloads: &all[1],
         pods: &all[2],
         services: &all[3],
         slices: &all[4],

@@ -7,7 +7,7 @@ use coracle_manifests::view::{condition, int, is_deleting, is_finished, is_true,
 use serde_json::Value;
 
 use crate::snapshot::{
-    Condition, Deployment, Endpoint, Event, Link, Node, Pod, Service, Snapshot, format_bytes, format_cpu,
+    Condition, Endpoint, Event, Link, Node, Pod, Service, Snapshot, Workload, format_bytes, format_cpu,
 };
 
 /// So many events are shown; the youngest.
@@ -18,8 +18,8 @@ const EVENTS: usize = 100;
 pub struct Trees<'a> {
     /// Node objects.
     pub nodes: &'a [&'a Value],
-    /// Deployment objects.
-    pub deployments: &'a [&'a Value],
+    /// Deployments, StatefulSets, DaemonSets and ReplicationControllers.
+    pub workloads: &'a [&'a Value],
     /// Pod objects.
     pub pods: &'a [&'a Value],
     /// Service objects.
@@ -46,7 +46,7 @@ impl Snapshot {
             .iter()
             .map(|tree| node(tree, asked.get(text(&tree["metadata"]["name"])).copied().unwrap_or_default()))
             .collect();
-        self.deployments = trees.deployments.iter().map(|tree| deployment(tree)).collect();
+        self.workloads = trees.workloads.iter().map(|tree| workload(tree)).collect();
         let mut backends: HashMap<(&str, &str), Vec<Endpoint>> = HashMap::new();
         for slice in trees.slices {
             let service = text(&slice["metadata"]["labels"]["kubernetes.io/service-name"]);
@@ -145,17 +145,37 @@ fn node(tree: &Value, (cpu, memory, pods): (u64, u64, u64)) -> Node {
     }
 }
 
-fn deployment(tree: &Value) -> Deployment {
+fn workload(tree: &Value) -> Workload {
     let (spec, status) = (&tree["spec"], &tree["status"]);
     let stuck = condition(tree, "Progressing").filter(|progressing| progressing["status"] == "False");
-    Deployment {
+    let stuck = stuck.or_else(|| condition(tree, "ReplicaFailure").filter(|failure| failure["status"] == "True"));
+    let kind = owned(&tree["kind"]);
+    // A DaemonSet counts nodes.
+    let of_nodes = kind == "DaemonSet";
+    let number = |of_pods: &str, nodes: &str| count(&status[if of_nodes { nodes } else { of_pods }]);
+    let desired = if of_nodes {
+        count(&status["desiredNumberScheduled"])
+    } else {
+        u64::try_from(int(&spec["replicas"], 1)).unwrap_or(0)
+    };
+    let updated = number("updatedReplicas", "updatedNumberScheduled");
+    let strategy = &spec["updateStrategy"];
+    let to_update = match kind.as_str() {
+        // Nobody moves them to another template.
+        "ReplicationController" => updated,
+        _ if strategy["type"] == "OnDelete" => updated,
+        _ => desired.saturating_sub(count(&strategy["rollingUpdate"]["partition"])),
+    };
+    Workload {
+        kind,
         namespace: owned(&tree["metadata"]["namespace"]),
         name: owned(&tree["metadata"]["name"]),
-        desired: u64::try_from(int(&spec["replicas"], 1)).unwrap_or(0),
-        replicas: count(&status["replicas"]),
-        ready: count(&status["readyReplicas"]),
-        updated: count(&status["updatedReplicas"]),
-        available: count(&status["availableReplicas"]),
+        desired,
+        replicas: number("replicas", "currentNumberScheduled"),
+        ready: number("readyReplicas", "numberReady"),
+        updated,
+        to_update,
+        available: number("availableReplicas", "numberAvailable"),
         paused: spec["paused"] == true,
         images: list(&spec["template"]["spec"]["containers"]).iter().map(|one| owned(&one["image"])).collect(),
         problem: stuck.map(|condition| owned(&condition["message"])).unwrap_or_default(),

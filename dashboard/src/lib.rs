@@ -16,6 +16,6 @@ pub use gather::Trees;
 pub use page::page;
 pub use server::{DashboardError, DashboardHandle, Finding, Source, router, serve};
 pub use snapshot::{
-    Cluster, Condition, Deployment, Endpoint, Event, Link, Node, Pod, Server, Service, Snapshot, Volume, format_bytes,
+    Cluster, Condition, Endpoint, Event, Link, Node, Pod, Server, Service, Snapshot, Volume, Workload, format_bytes,
     format_cpu,
 };

@@ -38,7 +38,7 @@ pub(crate) fn parts(snapshot: &Snapshot, chosen: &Chosen) -> Vec<(&'static str, 
         ("attention", sections::attention(snapshot, chosen)),
         ("namespaces", namespaces(snapshot, chosen)),
         ("nodes", sections::nodes(snapshot)),
-        ("deployments", sections::deployments(snapshot, chosen)),
+        ("workloads", sections::workloads(snapshot, chosen)),
         ("pods", sections::pods(snapshot, chosen)),
         ("services", sections::services(snapshot, chosen)),
         ("events", sections::events(snapshot, chosen)),
@@ -91,9 +91,9 @@ pub fn page(snapshot: &Snapshot, namespace: &str) -> String {
 /// Links that choose a namespace.
 fn namespaces(snapshot: &Snapshot, chosen: &Chosen) -> String {
     let pods = snapshot.pods.iter().map(|pod| pod.namespace.as_str());
-    let deployments = snapshot.deployments.iter().map(|deployment| deployment.namespace.as_str());
+    let workloads = snapshot.workloads.iter().map(|workload| workload.namespace.as_str());
     let services = snapshot.services.iter().map(|service| service.namespace.as_str());
-    let mut names: BTreeSet<&str> = pods.chain(deployments).chain(services).collect();
+    let mut names: BTreeSet<&str> = pods.chain(workloads).chain(services).collect();
     if !chosen.namespace.is_empty() {
         names.insert(&chosen.namespace);
     }

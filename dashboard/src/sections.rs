@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::escape::esc;
 use crate::page::Chosen;
-use crate::snapshot::{Deployment, Node, Pod, Service, Snapshot, format_bytes, format_cpu};
+use crate::snapshot::{Node, Pod, Service, Snapshot, Workload, format_bytes, format_cpu};
 
 /// Long lists are cut: the page is for people. The JSON has all.
 const ROWS: usize = 500;
@@ -31,9 +31,9 @@ fn badge(kind: &str, words: &str) -> String {
 /// The numbers at the top.
 pub(crate) fn summary(snapshot: &Snapshot, chosen: &Chosen) -> String {
     let nodes = (snapshot.nodes.iter().filter(|node| node.ready).count(), snapshot.nodes.len());
-    let deployments: Vec<&Deployment> =
-        snapshot.deployments.iter().filter(|deployment| chosen.shows(&deployment.namespace)).collect();
-    let complete = deployments.iter().filter(|deployment| deployment.available >= deployment.desired).count();
+    let workloads: Vec<&Workload> =
+        snapshot.workloads.iter().filter(|workload| chosen.shows(&workload.namespace)).collect();
+    let complete = workloads.iter().filter(|workload| workload.available >= workload.desired).count();
     let pods: Vec<&Pod> = snapshot.pods.iter().filter(|pod| chosen.shows(&pod.namespace)).collect();
     let well = pods.iter().filter(|pod| pod.healthy).count();
     let services: Vec<&Service> = snapshot.services.iter().filter(|service| chosen.shows(&service.namespace)).collect();
@@ -41,7 +41,7 @@ pub(crate) fn summary(snapshot: &Snapshot, chosen: &Chosen) -> String {
     let mut html = String::from("<h1 class=\"hidden\">Status</h1><div class=\"tiles\">");
     for (label, note, (good, all)) in [
         ("Nodes", "ready", nodes),
-        ("Deployments", "complete", (complete, deployments.len())),
+        ("Workloads", "complete", (complete, workloads.len())),
         ("Pods", "well", (well, pods.len())),
         ("Services", "served", (served, services.len())),
     ] {
@@ -92,9 +92,10 @@ pub(crate) fn attention(snapshot: &Snapshot, chosen: &Chosen) -> String {
             troubles.push((format!("node {}", node.name), format!("{}: {}", condition.kind, condition.message)));
         }
     }
-    for one in snapshot.deployments.iter().filter(|deployment| chosen.shows(&deployment.namespace)) {
+    for one in snapshot.workloads.iter().filter(|workload| chosen.shows(&workload.namespace)) {
         if !one.problem.is_empty() {
-            troubles.push((format!("deployment {}/{}", one.namespace, one.name), one.problem.clone()));
+            let what = format!("{} {}/{}", one.kind.to_lowercase(), one.namespace, one.name);
+            troubles.push((what, one.problem.clone()));
         }
     }
     for pod in snapshot.pods.iter().filter(|pod| chosen.shows(&pod.namespace) && is_trouble(pod)) {
@@ -243,21 +244,21 @@ fn named(chosen: &Chosen, namespace: &str, name: &str) -> String {
     format!("<span class=\"name\">{space}{}</span>", esc(name))
 }
 
-/// Deployments, with how far they are.
-pub(crate) fn deployments(snapshot: &Snapshot, chosen: &Chosen) -> String {
-    let shown: Vec<&Deployment> = snapshot.deployments.iter().filter(|one| chosen.shows(&one.namespace)).collect();
-    let mut html = heading("Deployments", shown.len());
+/// Deployments and sets, with how far they are.
+pub(crate) fn workloads(snapshot: &Snapshot, chosen: &Chosen) -> String {
+    let shown: Vec<&Workload> = snapshot.workloads.iter().filter(|one| chosen.shows(&one.namespace)).collect();
+    let mut html = heading("Workloads", shown.len());
     if shown.is_empty() {
         html.push_str("<p class=\"empty\">None yet. <code>coracle apply -f app.yaml</code> makes one.</p>");
         return html;
     }
-    let mut table = Table::new(&["Name", "State", "Ready", "Updated", "Available", "Image", "Age"]);
+    let mut table = Table::new(&["Name", "Kind", "State", "Ready", "Updated", "Available", "Image", "Age"]);
     for one in shown.iter().take(ROWS) {
         let (kind, words) = if !one.problem.is_empty() {
             ("bad", "Stuck")
         } else if one.paused {
             ("warn", "Paused")
-        } else if one.updated < one.desired || one.replicas > one.updated {
+        } else if one.updated < one.to_update || one.replicas > one.desired {
             ("busy", "Rolling out")
         } else if one.available < one.desired {
             ("busy", "Starting")
@@ -269,6 +270,7 @@ pub(crate) fn deployments(snapshot: &Snapshot, chosen: &Chosen) -> String {
             kind,
             &[
                 named(chosen, &one.namespace, &one.name),
+                esc(&one.kind).to_string(),
                 badge(kind, words),
                 format!(
                     "<span class=\"progress\"><progress max=\"{0}\" value=\"{1}\" aria-label=\"ready\"></progress>\

@@ -12,7 +12,7 @@ pub struct Snapshot {
     /// Its machines.
     pub nodes: Vec<Node>,
     /// By namespace and name.
-    pub deployments: Vec<Deployment>,
+    pub workloads: Vec<Workload>,
     /// By namespace and name.
     pub pods: Vec<Pod>,
     /// By namespace and name.
@@ -151,14 +151,16 @@ impl Link {
     }
 }
 
-/// One Deployment.
+/// One Deployment, StatefulSet, DaemonSet or ReplicationController.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Deployment {
+pub struct Workload {
+    /// `Deployment`
+    pub kind: String,
     /// Where.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Replicas wanted.
+    /// Replicas wanted; of a DaemonSet, nodes that should have one.
     pub desired: u64,
     /// Replicas there are, of any template.
     pub replicas: u64,
@@ -166,6 +168,8 @@ pub struct Deployment {
     pub ready: u64,
     /// Replicas of the newest template.
     pub updated: u64,
+    /// Replicas that are to be of the newest template: fewer while a partition keeps some, or when nobody moves them.
+    pub to_update: u64,
     /// Replicas that have been ready long enough.
     pub available: u64,
     /// Whether it is paused.

@@ -82,9 +82,16 @@ fn example() -> Snapshot {
         "endpoints": [{"addresses": ["10.42.0.7"], "targetRef": {"name": "web-1"}}, {"addresses": ["10.42.0.8"], "conditions": {"ready": false}}],
     });
     let deployment = json!({
+        "kind": "Deployment",
         "metadata": {"namespace": "default", "name": "web"},
         "spec": {"replicas": 2, "template": {"spec": {"containers": [{"image": "web:1"}]}}},
         "status": {"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1, "availableReplicas": 1},
+    });
+    let daemons = json!({
+        "kind": "DaemonSet",
+        "metadata": {"namespace": "default", "name": "log"},
+        "spec": {"updateStrategy": {"type": "OnDelete"}},
+        "status": {"desiredNumberScheduled": 3, "currentNumberScheduled": 3, "numberReady": 2, "numberAvailable": 2, "updatedNumberScheduled": 1},
     });
     let event = |second: u32| {
         json!({
@@ -95,7 +102,7 @@ fn example() -> Snapshot {
     let (first, second) = (event(1), event(2));
     Snapshot::default().with(Trees {
         nodes: &[&node],
-        deployments: &[&deployment],
+        workloads: &[&deployment, &daemons],
         pods: &[&pods[0], &pods[1]],
         services: &[&service],
         slices: &[&slice],
@@ -126,7 +133,9 @@ fn objects_become_what_is_shown() {
     assert_eq!((pod.ready.as_str(), pod.restarts, pod.healthy), ("1/1", 3, true));
     let service = &snapshot.services[0];
     assert_eq!((service.ports.as_str(), service.endpoints, service.backends.len()), ("80->http/TCP, 53/UDP", 1, 2));
-    assert_eq!(snapshot.deployments[0].ready, 1);
+    assert_eq!(snapshot.workloads[0].ready, 1);
+    let daemons = &snapshot.workloads[1];
+    assert_eq!((daemons.desired, daemons.ready, daemons.updated, daemons.to_update), (3, 2, 1, 1));
     assert_eq!(snapshot.events[0].message, "message 2", "the youngest first");
 }
 
@@ -173,9 +182,10 @@ fn hostile_text_stays_text() {
         (node.name, node.kernel, node.taints) = (HOSTILE.into(), HOSTILE.into(), vec![HOSTILE.into()]);
         node.conditions[0].message = HOSTILE.into();
     }
-    for one in &mut snapshot.deployments {
+    for one in &mut snapshot.workloads {
         (one.name, one.namespace, one.images, one.problem) =
             (HOSTILE.into(), HOSTILE.into(), vec![HOSTILE.into()], HOSTILE.into());
+        one.kind = HOSTILE.into();
     }
     for pod in &mut snapshot.pods {
         pod.healthy = false;
@@ -250,7 +260,7 @@ async fn json_has_everything_but_secrets() {
     let pages = pages(&Fixed::new(example()));
     let answer = text(ask(&pages, "/status.json", "localhost").await).await;
     let value: Value = serde_json::from_str(&answer).unwrap();
-    for field in ["cluster", "servers", "nodes", "deployments", "pods", "services", "events", "volumes"] {
+    for field in ["cluster", "servers", "nodes", "workloads", "pods", "services", "events", "volumes"] {
         assert!(!value[field].is_null(), "{field}");
     }
     assert_eq!(value["pods"][1]["namespace"], "shop");

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use coracle_manifests::kinds::{self, Kind};
+use coracle_manifests::selector::Labels;
 use coracle_manifests::time::age;
 use coracle_manifests::view::list;
 use serde_json::Value;
@@ -103,7 +104,9 @@ fn words(kind: &Kind, object: &Value, events: &[Value], now: u64) -> String {
     }
     match kind.kind {
         "Pod" => pod(&mut out, object, now),
-        "Deployment" | "ReplicaSet" => workload(&mut out, object),
+        "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" => {
+            workload(&mut out, object)
+        }
         "Service" => service(&mut out, object),
         "Node" => node(&mut out, object),
         "ConfigMap" => out.map("Data", &object["data"]),
@@ -255,30 +258,49 @@ fn state(state: &Value, now: u64) -> String {
 fn workload(out: &mut Words, object: &Value) {
     let (spec, status) = (&object["spec"], &object["status"]);
     let number = |field: &str| status[field].as_u64().unwrap_or(0);
-    out.pair("Selector", &labels(&spec["selector"]["matchLabels"]));
-    out.pair(
-        "Replicas",
-        &format!(
+    let selector = Labels::of_pods(object).map_or_else(|error| error.to_string(), |labels| labels.to_string());
+    out.pair("Selector", &or(&selector, "<none>"));
+    if object["kind"] == "DaemonSet" {
+        let words = format!(
+            "{} eligible, {} with a pod, {} updated, {} ready, {} available, {} with a pod that should have none",
+            number("desiredNumberScheduled"),
+            number("currentNumberScheduled"),
+            number("updatedNumberScheduled"),
+            number("numberReady"),
+            number("numberAvailable"),
+            number("numberMisscheduled")
+        );
+        out.pair("Nodes", &words);
+    } else {
+        let words = format!(
             "{} wanted, {} there, {} updated, {} ready, {} available",
             spec["replicas"].as_u64().unwrap_or(1),
             number("replicas"),
             number("updatedReplicas"),
             number("readyReplicas"),
             number("availableReplicas")
-        ),
-    );
-    if let Some(kind) = spec["strategy"]["type"].as_str() {
-        let rolling = &spec["strategy"]["rollingUpdate"];
-        let how = if rolling.is_object() {
-            format!(
-                "{kind}, at most {} unavailable, {} more",
-                text(&rolling["maxUnavailable"]),
-                text(&rolling["maxSurge"])
-            )
-        } else {
-            kind.to_owned()
-        };
-        out.pair("Strategy", &how);
+        );
+        out.pair("Replicas", &words);
+    }
+    for field in ["serviceName", "podManagementPolicy"] {
+        if let Some(value) = spec[field].as_str() {
+            out.pair(if field == "serviceName" { "Service" } else { "Pods are made" }, value);
+        }
+    }
+    let strategy = if spec["strategy"].is_object() { &spec["strategy"] } else { &spec["updateStrategy"] };
+    if let Some(kind) = strategy["type"].as_str() {
+        let rolling = &strategy["rollingUpdate"];
+        let mut how = vec![kind.to_owned()];
+        for (field, before, after) in [
+            ("maxUnavailable", "at most ", " unavailable"),
+            ("maxSurge", "", " more"),
+            ("partition", "from ordinal ", " on"),
+        ] {
+            if !rolling[field].is_null() && rolling[field] != 0 {
+                how.push(format!("{before}{}{after}", text(&rolling[field])));
+            }
+        }
+        out.pair("Strategy", &how.join(", "));
     }
     out.head("Containers");
     for container in list(&spec["template"]["spec"]["containers"]) {

@@ -357,8 +357,7 @@ async fn refresh(client: &Client, uid: &str, owner: &mut Owner) -> Result<(), Fa
     if !owner.there {
         return Ok(());
     }
-    let selector =
-        Labels::from_object(&object["spec"]["selector"]).map(|labels| labels.to_string()).unwrap_or_default();
+    let selector = Labels::of_pods(&object).map(|labels| labels.to_string()).unwrap_or_default();
     let pods = client.get(&format!("{}?labelSelector={}", owner.pods, resource::encode(&selector))).await?;
     let serves = |pod: &&Value| controller_uid(pod) == Some(uid) && !is_deleting(pod) && is_true(pod, "Ready");
     let ready = list(&pods["items"]).iter().filter(serves).count();

@@ -1,4 +1,4 @@
-//! `coracle logs`: what containers wrote; of a pod, or of all pods of a Deployment, ReplicaSet or Service at once.
+//! `coracle logs`: what containers wrote; of a pod, or of all pods of a workload or Service at once.
 
 use clap::Args;
 use coracle_manifests::kinds;
@@ -17,7 +17,7 @@ use crate::{output, resource};
     after_help = "Examples:\n  coracle logs hello-5d9c-x7k2p\n  coracle logs -f deploy/hello\n  coracle logs pod/db --previous --tail 50\n\nWith more than one pod, each line starts with its pod's name.\n\nExit codes: 0 shown, 1 failed, 2 wrong usage, 3 not found"
 )]
 pub struct Logs {
-    /// POD, or TYPE/NAME of a pod, deployment, replicaset or service
+    /// POD, or TYPE/NAME of a pod, workload (deployment, statefulset, daemonset ...) or service
     target: String,
     #[command(flatten)]
     scope: Scope,
@@ -66,12 +66,11 @@ async fn pods(client: &Client, logs: &Logs) -> Result<Vec<String>, Failure> {
     let Some(kind) = kind.filter(|kind| kind.kind != "Pod") else { return Ok(vec![name.to_owned()]) };
     let namespace = Some(logs.scope.namespace.as_str());
     let object = client.get(&resource::path(kind, namespace, Some(name))).await?;
-    let selector = &object["spec"]["selector"];
     let labels = match kind.kind {
-        "Deployment" | "ReplicaSet" => {
-            Labels::from_object(selector).map_err(|error| Failure::failed(error.to_string()))?
+        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "ReplicationController" => {
+            Labels::of_pods(&object).map_err(|error| Failure::failed(error.to_string()))?
         }
-        "Service" if selector.is_object() => Labels::from_map(selector),
+        "Service" if object["spec"]["selector"].is_object() => Labels::from_map(&object["spec"]["selector"]),
         _ => return Err(Failure::usage(format!("a {} has no pods whose logs could be read", kind.kind))),
     };
     let Some(pod_kind) = kinds::by_word("pods") else { return Ok(Vec::new()) };

@@ -15,7 +15,7 @@ use crate::{output, resource};
     after_help = "Example:\n  coracle scale deploy/hello --replicas 5\n\nExit codes: 0 set, 1 failed, 2 wrong usage, 3 not found"
 )]
 pub struct Scale {
-    /// TYPE/NAME... of deployments or replicasets
+    /// TYPE/NAME... of deployments, statefulsets, replicasets or replicationcontrollers
     #[arg(required = true)]
     what: Vec<String>,
     #[command(flatten)]

@@ -156,13 +156,13 @@ fn wrong(answer: &Value) -> Vec<String> {
             bad.push(format!("pods of node {} cannot be reached from here\nhint: coracle doctor", text(&node["name"])));
         }
     }
-    for deployment in list(&answer["deployments"]) {
-        let (ready, desired) = (deployment["ready"].as_u64().unwrap_or(0), deployment["desired"].as_u64().unwrap_or(0));
+    for workload in list(&answer["workloads"]) {
+        let (ready, desired) = (workload["ready"].as_u64().unwrap_or(0), workload["desired"].as_u64().unwrap_or(0));
         if ready < desired {
             bad.push(format!(
                 "{}/{} has {ready} of {desired} replicas ready",
-                text(&deployment["namespace"]),
-                text(&deployment["name"])
+                text(&workload["namespace"]),
+                text(&workload["name"])
             ));
         }
     }
@@ -179,7 +179,7 @@ fn words(answer: &Value) -> String {
     let mut out = String::new();
     let sections: [(&str, &[&str]); 4] = [
         ("nodes", &["name", "ready", "address", "link", "pods", "cpu", "memory", "version"]),
-        ("deployments", &["namespace", "name", "ready", "desired", "updated", "available"]),
+        ("workloads", &["namespace", "name", "kind", "ready", "desired", "updated", "available"]),
         ("services", &["namespace", "name", "cluster_ip", "ports", "endpoints"]),
         ("pods", &["namespace", "name", "phase", "ready", "restarts", "ip", "node", "reason"]),
     ];
