@@ -230,6 +230,7 @@ fn story(kubectl: &Kubectl) {
     from_a_file_to_pods(kubectl);
     what_containers_write(kubectl);
     rollouts(kubectl);
+    sets(kubectl);
     changes(kubectl);
     made_by_command(kubectl);
     exposed_by_command(kubectl);
@@ -356,6 +357,78 @@ fn rollouts(kubectl: &Kubectl) {
     kubectl.shows(&["rollout", "restart", "deploy/hello"], &["restarted"]);
     assert_ne!(kubectl.field("deploy/hello", ".metadata.generation"), before);
     kubectl.rolled_out("deploy/hello");
+}
+
+const PEERS: &str = "examples/peers.yaml";
+const EVERYWHERE: &str = "examples/everywhere.yaml";
+const OLD: &str = r#"
+apiVersion: v1
+kind: ReplicationController
+metadata: {name: old}
+spec:
+  template:
+    metadata: {labels: {app: old}}
+    spec:
+      containers: [{name: hello, image: "coracle.local/hello:1", imagePullPolicy: IfNotPresent}]
+"#;
+
+/// The kinds whose pods are told apart, and the oldest.
+fn sets(kubectl: &Kubectl) {
+    kubectl.shows(&["apply", "-f", PEERS], &["service/peers created", "statefulset.apps/peers created"]);
+    kubectl.shows(&["apply", "-f", EVERYWHERE], &["daemonset.apps/everywhere created"]);
+    kubectl.feed(&["apply", "-f", "-"], OLD);
+    for (what, file) in [("sts/peers", PEERS), ("ds/everywhere", EVERYWHERE)] {
+        let done = if what == "sts/peers" { "partitioned roll out complete" } else { "successfully rolled out" };
+        let rolled_out = || kubectl.shows(&["rollout", "status", what, "--timeout=80s"], &[done]);
+        rolled_out();
+        kubectl.shows(&["apply", "-f", file], &["unchanged"]);
+        assert_eq!(kubectl.ok(&["diff", "-f", file]), "");
+        kubectl.shows(&["set", "image", what, "hello=coracle.local/hello:2"], &["image updated"]);
+        rolled_out();
+        kubectl.shows(&["rollout", "history", what], &["REVISION", "1 ", "2 "]);
+        kubectl.shows(&["rollout", "history", what, "--revision=1"], &["coracle.local/hello:1"]);
+        kubectl.shows(&["rollout", "undo", what], &["rolled back"]);
+        rolled_out();
+        let image = ".spec.template.spec.containers[0].image";
+        assert_eq!(kubectl.field(what, image), "coracle.local/hello:1");
+        // The revision of the template that came back has a new number.
+        kubectl.shows(&["rollout", "history", what], &["2 ", "3 "]);
+        kubectl.shows(&["rollout", "undo", what, "--to-revision=3"], &["skipped rollback"]);
+        kubectl.refuses(&["rollout", "undo", what, "--to-revision=77"], &["unable to find specified revision"]);
+        kubectl.shows(&["rollout", "restart", what], &["restarted"]);
+        rolled_out();
+    }
+    kubectl.shows(&["get", "sts", "peers"], &["READY", "3/3"]);
+    kubectl.shows(&["get", "ds", "everywhere"], &["DESIRED", "CURRENT", "UP-TO-DATE", "NODE SELECTOR", "<none>"]);
+    kubectl.shows(&["get", "controllerrevisions"], &["statefulset.apps/peers", "daemonset.apps/everywhere"]);
+    let all = ["pod/peers-0", "statefulset.apps/peers", "daemonset.apps/everywhere", "replicationcontroller/old"];
+    kubectl.shows(&["get", "all"], &all);
+    kubectl.shows(&["describe", "sts", "peers"], &["3 desired", "3 Running", "Partition:", "SuccessfulCreate"]);
+    kubectl.shows(&["describe", "ds", "everywhere"], &["Desired Number of Nodes Scheduled: 1", "SuccessfulCreate"]);
+    kubectl.shows(&["describe", "rc", "old"], &["Selector:     app=old", "1 desired"]);
+    kubectl.shows(&["explain", "sts.spec.updateStrategy"], &["rollingUpdate"]);
+    kubectl.shows(&["explain", "ds.spec"], &["minReadySeconds"]);
+    kubectl.shows(&["label", "pod", "-l", "app=everywhere", "seen=yes"], &["labeled"]);
+
+    kubectl.shows(&["scale", "sts/peers", "--replicas=1"], &["scaled"]);
+    kubectl.until(&["get", "pods", "-l", "app=peers", "-o", "name"], |said| said.trim() == "pod/peers-0");
+    kubectl.shows(&["scale", "rc/old", "--replicas=2"], &["scaled"]);
+    kubectl.until(&["get", "rc", "old", "-o", "jsonpath={.status.readyReplicas}"], |said| said == "2");
+    kubectl.refuses(&["scale", "ds/everywhere", "--replicas=2"], &["could not find the requested resource"]);
+
+    // What is orphaned is taken over by the next of its name.
+    kubectl.shows(&["delete", "sts", "peers", "--cascade=orphan"], &["deleted"]);
+    let before = kubectl.field("pod/peers-0", ".metadata.uid");
+    kubectl.shows(&["apply", "-f", PEERS], &["statefulset.apps/peers created"]);
+    kubectl.until(&["get", "sts", "peers"], |said| said.contains("3/3"));
+    assert_eq!(kubectl.field("pod/peers-0", ".metadata.uid"), before);
+    let gone = ["statefulset.apps \"peers\" deleted", "daemonset.apps \"everywhere\" deleted"];
+    kubectl.shows(&["delete", "-f", PEERS, "-f", EVERYWHERE], &gone);
+    kubectl.shows(&["delete", "rc", "old"], &["deleted"]);
+    kubectl.until(
+        &["get", "controllerrevisions,pods", "-l", "app in (peers,everywhere,old)", "-o", "name"],
+        str::is_empty,
+    );
 }
 
 fn changes(kubectl: &Kubectl) {
@@ -488,11 +561,16 @@ fn away_again(kubectl: &Kubectl) {
 fn on_the_node(kubectl: &Kubectl) {
     kubectl.shows(&["create", "deployment", "moved", "--image=coracle.local/hello:1"], &["created"]);
     kubectl.rolled_out("deploy/moved");
+    kubectl.shows(&["apply", "-f", EVERYWHERE], &["created"]);
+    kubectl.rolled_out("ds/everywhere");
     kubectl.shows(&["cordon", "node1"], &["cordoned"]);
     kubectl.shows(&["get", "node", "node1"], &["Ready,SchedulingDisabled"]);
     let drain = ["drain", "node1", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s"];
     kubectl.shows(&drain, &["drained"]);
     kubectl.until(&["get", "pods"], |said| said.contains("Pending"));
+    // The daemon's pod stays, and one that is deleted comes back to the closed node.
+    kubectl.shows(&["delete", "pod", "-l", "app=everywhere"], &["deleted"]);
+    kubectl.rolled_out("ds/everywhere");
     kubectl.until(&["describe", "pods"], |said| said.contains("FailedScheduling"));
     kubectl.shows(&["uncordon", "node1"], &["uncordoned"]);
     kubectl.rolled_out("deploy/moved");
