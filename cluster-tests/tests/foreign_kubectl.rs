@@ -397,6 +397,9 @@ fn sets(kubectl: &Kubectl) {
         kubectl.refuses(&["rollout", "undo", what, "--to-revision=77"], &["unable to find specified revision"]);
         kubectl.shows(&["rollout", "restart", what], &["restarted"]);
         rolled_out();
+        // Back to the file's own template, which has no time of a restart.
+        kubectl.shows(&["rollout", "undo", what], &["rolled back"]);
+        rolled_out();
     }
     kubectl.shows(&["get", "sts", "peers"], &["READY", "3/3"]);
     kubectl.shows(&["get", "ds", "everywhere"], &["DESIRED", "CURRENT", "UP-TO-DATE", "NODE SELECTOR", "<none>"]);

@@ -38,19 +38,14 @@ mod tests {
     use super::*;
 
     fn item(number: usize, bytes: usize) -> Item {
-        Item {
-            resource: "nodes".to_owned(),
-            name: format!("n{number}"),
-            object: vec![b'x'; bytes].into(),
-            ..Item::default()
-        }
+        Item { resource: "nodes".to_owned(), name: format!("n{number}"), object: vec![b'x'; bytes], ..Item::default() }
     }
 
     #[test]
     fn packed_items_come_before_the_others() {
         let packed = pack((0..100).map(|number| item(number, 500)).collect()).unwrap();
         assert!(packed.len() < 2000, "{}", packed.len());
-        let mut feed = Feed { packed: packed.into(), items: vec![item(7, 1)], ..Feed::default() };
+        let mut feed = Feed { packed, items: vec![item(7, 1)], ..Feed::default() };
         unpack(&mut feed).unwrap();
         let names: Vec<&str> = feed.items.iter().map(|item| item.name.as_str()).collect();
         assert_eq!((names.len(), names[0], names[99], names[100]), (101, "n0", "n99", "n7"));
@@ -61,11 +56,11 @@ mod tests {
     #[test]
     fn what_is_no_pack_or_a_bomb_is_refused() {
         for bytes in [vec![1, 2, 3], pack(vec![item(0, UNPACKED_BYTES + 1)]).unwrap()] {
-            assert!(unpack(&mut Feed { packed: bytes.into(), ..Feed::default() }).is_err());
+            assert!(unpack(&mut Feed { packed: bytes, ..Feed::default() }).is_err());
         }
         let whole = pack((0..1000).map(|number| item(number, 500)).collect()).unwrap();
         for end in 1..whole.len() {
-            assert!(unpack(&mut Feed { packed: whole[..end].to_vec().into(), ..Feed::default() }).is_err());
+            assert!(unpack(&mut Feed { packed: whole[..end].to_vec(), ..Feed::default() }).is_err());
         }
     }
 }

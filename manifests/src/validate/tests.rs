@@ -535,8 +535,9 @@ fn of_a_set_little_may_change() {
 fn what_a_pod_requires_of_its_node() {
     let mut pod = full_pod();
     let terms = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
-    let required = |terms: Value| json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}});
-    pod["spec"]["affinity"] = required(json!([{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]));
+    let exists = json!([{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]);
+    pod["spec"]["affinity"] =
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": exists}}});
     let by_label = |operator: &str, values: Value| json!([{"matchExpressions": [{"key": "a", "operator": operator, "values": values}]}]);
     let by_field =
         |key: &str, values: Value| json!([{"matchFields": [{"key": key, "operator": "In", "values": values}]}]);
