@@ -108,8 +108,8 @@ struct Inner {
     leaving: Mutex<Option<mpsc::Sender<Leaving>>>,
     next_session: std::sync::atomic::AtomicU64,
     feeds: Arc<feed::Feeds>,
-    /// New nodes are taken in one by one: all at once would ask for the same block of addresses.
-    newcomers: tokio::sync::Mutex<register::Blocks>,
+    /// Which blocks of addresses new nodes may ask for.
+    newcomers: register::Shared,
     /// Milliseconds between the beats of an agent.
     beat_every: std::sync::atomic::AtomicU32,
 }
@@ -143,7 +143,7 @@ impl Sessions {
                 rounds: settle::Rounds::default(),
                 leaving: Mutex::default(),
                 next_session: std::sync::atomic::AtomicU64::new(1),
-                newcomers: tokio::sync::Mutex::default(),
+                newcomers: register::Shared::default(),
                 beat_every: beat_every(0).into(),
             }),
         }
@@ -360,15 +360,8 @@ impl Sessions {
         if !self.inner.useful.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Status::unavailable("this server has lost the cluster's leader"));
         }
-        let known = self.inner.memory.view().find("nodes", "", &node).is_some();
         let (memory, plan) = (&*self.inner.memory, &self.inner.plan);
-        let registered = if known {
-            // Only a Node made by hand needs a block, and then these are worked out for it.
-            register::register(memory, plan, &node, &hello.node_object, &mut register::Blocks::default()).await
-        } else {
-            let mut blocks = self.inner.newcomers.lock().await;
-            register::register(memory, plan, &node, &hello.node_object, &mut blocks).await
-        };
+        let registered = register::register(memory, plan, &node, &hello.node_object, &self.inner.newcomers).await;
         let pod_cidr = registered.map_err(|error| Status::unavailable(coracle_base::one_line(&error)))?;
         let settles = agent.level >= LETS_GO;
         let (down, receiver) = mpsc::channel(DOWN_QUEUE);

@@ -1,7 +1,8 @@
 //! A node makes itself known: its Node object, and the block of pod addresses the cluster gives it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_base::Generation;
 use coracle_store::{EventKind, Expect, Key, Object, Op, Rejection};
@@ -50,7 +51,9 @@ pub(super) enum RegisterError {
 }
 
 /// How often a registration is tried again when others write the same objects.
-const TRIES: usize = 20;
+const TRIES: u64 = 20;
+/// Newcomers of several servers would all ask for the same block; from the second try on each looks among so many more.
+const SPREAD: u64 = 64;
 
 /// The blocks that nodes have, kept from one newcomer to the next: thousands that come together would otherwise each read the Nodes
 /// of all who came before.
@@ -59,6 +62,28 @@ pub(super) struct Blocks {
     at: Option<Generation>,
     of_node: HashMap<Arc<str>, u32>,
     taken: BTreeSet<u32>,
+    /// Asked for by newcomers of this server whose Nodes are not stored yet.
+    asked: BTreeSet<u32>,
+}
+
+/// The blocks as the newcomers of a server share them: each holds them only to choose one.
+pub(super) type Shared = Mutex<Blocks>;
+
+fn lock(blocks: &Shared) -> MutexGuard<'_, Blocks> {
+    blocks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A block that a newcomer asks for, until it has it or not.
+struct Asked<'a> {
+    blocks: &'a Shared,
+    number: u32,
+    block: String,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        lock(self.blocks).asked.remove(&self.number);
+    }
 }
 
 impl Blocks {
@@ -74,7 +99,7 @@ impl Blocks {
                 }
             }
             None => {
-                *self = Self::default();
+                *self = Self { asked: std::mem::take(&mut self.asked), ..Self::default() };
                 view.list("nodes", None).for_each(|node| self.set(&node.key.name, block_of(node, plan)));
             }
         }
@@ -92,11 +117,10 @@ impl Blocks {
         self.taken.extend(block);
     }
 
-    /// The first that no node has.
-    fn free(&self) -> u32 {
-        // Sorted and without gaps before the first that is free.
-        let gap = (0_u32..).zip(&self.taken).find(|(index, taken)| index != *taken);
-        gap.map_or_else(|| u32::try_from(self.taken.len()).unwrap_or(u32::MAX), |(index, _)| index)
+    /// The first that no node has or is about to have, after so many others.
+    fn free(&self, others: usize) -> u32 {
+        let is_free = |number: &u32| !self.taken.contains(number) && !self.asked.contains(number);
+        (0..u32::MAX).filter(is_free).nth(others).unwrap_or(u32::MAX)
     }
 }
 
@@ -112,15 +136,18 @@ pub(super) async fn register(
     plan: &NetworkPlan,
     node: &str,
     offered: &[u8],
-    blocks: &mut Blocks,
+    blocks: &Shared,
 ) -> Result<String, RegisterError> {
     let offered: Value = serde_json::from_slice(offered).map_err(|_| RegisterError::Unreadable(node.to_owned()))?;
     if !offered.is_object() {
         return Err(RegisterError::Unreadable(node.to_owned()));
     }
     let mut last = None;
-    for _ in 0..TRIES {
+    for attempt in 0..TRIES {
         let view = memory.view();
+        let ask = || ask(blocks, memory, &view, plan, node, attempt);
+        // The block is asked for until the answer is there.
+        let asked;
         let op = match view.find("nodes", "", node) {
             Some(stored) => {
                 let cidr = stored.tree()["spec"]["podCIDR"].as_str().unwrap_or_default().to_owned();
@@ -138,8 +165,8 @@ pub(super) async fn register(
                     };
                 }
                 // Somebody made the Node by hand: it gets its block now.
-                blocks.advance(memory, &view, plan);
-                let block = free_block(blocks, plan, node)?;
+                asked = ask()?;
+                let block = &asked.block;
                 let mut value = (**stored.tree()).clone();
                 value["spec"]["podCIDR"] = json!(block);
                 value["spec"]["podCIDRs"] = json!([block]);
@@ -151,8 +178,8 @@ pub(super) async fn register(
                 }
             }
             None => {
-                blocks.advance(memory, &view, plan);
-                create(free_block(blocks, plan, node)?, node, &offered)
+                asked = ask()?;
+                create(&asked.block, node, &offered)
             }
         };
         match memory.propose(op.into()).await {
@@ -165,14 +192,32 @@ pub(super) async fn register(
     Err(RegisterError::Propose { node: node.to_owned(), source: ProposeError::Rejected { index: 0, rejection } })
 }
 
-/// The first block no node has.
-fn free_block(blocks: &Blocks, plan: &NetworkPlan, node: &str) -> Result<String, RegisterError> {
-    let block = plan.cluster_cidr.block(blocks.free(), plan.node_prefix);
+/// The first block no node has; after others were quicker, one of the next.
+fn ask<'a>(
+    blocks: &'a Shared,
+    memory: &dyn Memory,
+    view: &coracle_store::View,
+    plan: &NetworkPlan,
+    node: &str,
+    attempt: u64,
+) -> Result<Asked<'a>, RegisterError> {
+    let mut held = lock(blocks);
+    held.advance(memory, view, plan);
+    // Fixed keys: every run of the simulator chooses the same.
+    let mut hasher = std::hash::DefaultHasher::new();
+    (node, attempt).hash(&mut hasher);
+    let others = usize::try_from(hasher.finish() % (SPREAD * attempt).max(1)).unwrap_or(0);
+    let found = [others, 0].into_iter().find_map(|others| {
+        let number = held.free(others);
+        Some((number, plan.cluster_cidr.block(number, plan.node_prefix)?.to_string()))
+    });
     let full = || RegisterError::Full { node: node.to_owned(), cluster: plan.cluster_cidr.to_string() };
-    Ok(block.ok_or_else(full)?.to_string())
+    let (number, block) = found.ok_or_else(full)?;
+    held.asked.insert(number);
+    Ok(Asked { blocks, number, block })
 }
 
-fn create(block: String, node: &str, offered: &Value) -> Op {
+fn create(block: &str, node: &str, offered: &Value) -> Op {
     let mut labels = offered["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     labels.entry("kubernetes.io/hostname").or_insert_with(|| json!(node));
     let value = json!({
@@ -249,17 +294,20 @@ mod tests {
     #[test]
     fn a_newcomer_gets_the_first_block_that_is_free() {
         let mut blocks = Blocks::default();
-        assert_eq!(blocks.free(), 0);
+        assert_eq!(blocks.free(0), 0);
         for (node, block) in [("a", 0), ("b", 1), ("d", 3)] {
             blocks.set(&node.into(), Some(block));
         }
-        assert_eq!(blocks.free(), 2);
+        assert_eq!([0, 1, 2].map(|others| blocks.free(others)), [2, 4, 5]);
+        blocks.asked.insert(4);
+        assert_eq!(blocks.free(1), 5, "somebody is about to have it");
+        blocks.asked.clear();
         blocks.set(&"c".into(), Some(2));
-        assert_eq!(blocks.free(), 4);
+        assert_eq!(blocks.free(0), 4);
         blocks.set(&"b".into(), None);
-        assert_eq!(blocks.free(), 1, "what a node had that is gone is free again");
+        assert_eq!(blocks.free(0), 1, "what a node had that is gone is free again");
         blocks.set(&"a".into(), Some(1));
-        assert_eq!(blocks.free(), 0);
+        assert_eq!(blocks.free(0), 0);
     }
 
     #[test]
