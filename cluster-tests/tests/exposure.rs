@@ -154,14 +154,14 @@ fn by_hand(site: &Site) {
     });
     let address = site.service_address(1, "legacy");
     for node in 1..=3 {
-        assert_eq!(
-            site.at(node).http(&format!("{address}:80"), "/").as_deref(),
-            Some("old and reliable\n"),
-            "from m{node}"
-        );
+        site.wait(&format!("m{node} to know the machine"), |site| {
+            site.at(node).http(&format!("{address}:80"), "/").as_deref() == Some("old and reliable\n")
+        });
     }
-    let said = site.at(OUTSIDER).http(&format!("{}:30080", site.address(1)), "/ask?host=legacy").unwrap_or_default();
-    assert!(said.contains("old and reliable"), "from a pod: {said}");
+    site.wait("a pod to reach it by its name", |site| {
+        let said = site.at(OUTSIDER).http(&format!("{}:30080", site.address(1)), "/ask?host=legacy");
+        said.is_some_and(|said| said.contains("old and reliable"))
+    });
 }
 
 /// The pod's node leads the port to it, and no other pod with the port comes there.

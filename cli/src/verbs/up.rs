@@ -20,6 +20,9 @@ use crate::{output, preflight, statuspage};
 const FIRST_TOKEN_MS: u64 = 24 * 3600 * 1000;
 /// How long everything gets to end when it is told to; pods are not ended.
 const DRAIN: Duration = Duration::from_secs(5);
+/// What is logged unless somebody asks for more. The library of the replicated log complains of channels that close when a start is cut
+/// short; what it cannot go on from is said by whoever uses it.
+const LOGGED: &str = "info,openraft=off";
 
 /// Start this machine: server and agent in one process
 #[derive(Debug, Args)]
@@ -112,7 +115,7 @@ pub async fn run(data_dir: &Path, up: &Up) -> Result<(), Failure> {
 /// Somebody else.
 pub fn begin(instead: &str) -> Result<(), Failure> {
     preflight::root(instead)?;
-    if let Some(complaint) = coracle_daemon::logs::start("info,openraft=error", output::colorful()) {
+    if let Some(complaint) = coracle_daemon::logs::start(LOGGED, output::colorful()) {
         output::warn(&complaint);
     }
     Ok(())
