@@ -45,6 +45,47 @@ fn hello_from_yaml_to_a_name_and_down_again() {
 }
 
 #[test]
+fn files_of_several_sources_follow_them() {
+    let mut machine = Machine::new();
+    machine.up();
+    machine.import_hello();
+    let first = machine.coracle(&["apply", "-f", "examples/files.yaml"]);
+    let second = machine.coracle(&["apply", "-f", "examples/files.yaml"]);
+    assert_eq!(second.matches("unchanged").count(), first.lines().count(), "{second}");
+    let address = |machine: &Machine| {
+        let pod = machine.get(&["pod/files"]);
+        format!("{}:8080", pod["status"]["podIP"].as_str().unwrap_or_default())
+    };
+    let file = |machine: &Machine, path: &str| machine.http(&address(machine), &format!("/file?path={path}"));
+    machine.wait("the pod to answer", |machine| machine.http(&address(machine), "/ready").is_some());
+    for (path, text) in [
+        ("/etc/all/words/greeting", "good morning"),
+        ("/etc/all/password", "open sesame"),
+        ("/etc/all/labels", "app=\"files\"\nmood=\"fresh\""),
+        ("/etc/all/memory", "64"),
+        ("/etc/note/text", "of no importance"),
+        ("/all-work/of", "files\n"),
+        ("/work", ""),
+    ] {
+        assert_eq!(file(&machine, path).as_deref(), Some(text), "{path}");
+    }
+    assert_eq!(file(&machine, "/etc/all/unused"), None);
+    // A label of the running pod, a key of its settings, and an object that comes later.
+    let yaml =
+        std::fs::read_to_string(coracle_cluster_tests::machine::workspace().join("examples/files.yaml")).unwrap();
+    machine.apply(&yaml.replace("mood: fresh", "mood: tired").replace("good morning", "good night"));
+    machine.wait("the files to say so", |machine| {
+        file(machine, "/etc/all/labels").as_deref() == Some("app=\"files\"\nmood=\"tired\"")
+            && file(machine, "/etc/all/words/greeting").as_deref() == Some("good night")
+    });
+    let late = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: files-of-the-future}\ndata: {late: better}\n";
+    machine.apply(late);
+    machine.wait("the late one to be there", |machine| file(machine, "/etc/all/late").as_deref() == Some("better"));
+    assert_eq!(machine.get(&["pod/files"])["status"]["containerStatuses"][0]["restartCount"], 0);
+    machine.down();
+}
+
+#[test]
 fn a_killed_agent_and_server_keep_pods_and_writes() {
     let mut machine = Machine::new();
     machine.up();

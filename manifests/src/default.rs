@@ -254,6 +254,8 @@ fn pod_spec(spec: &mut Value) {
         for source in ["configMap", "secret", "downwardAPI", "projected"] {
             with(volume, source, |source| put(source, "defaultMode", json!(0o644)));
         }
+        with(volume, "downwardAPI", fields);
+        with(volume, "projected", |source| items(source, "sources").for_each(|part| with(part, "downwardAPI", fields)));
         with(volume, "hostPath", |source| put(source, "type", json!("")));
         // A volume that names no source is an empty directory.
         if volume.as_object().is_some_and(|map| map.keys().all(|key| key == "name")) {
@@ -279,6 +281,7 @@ fn container(container: &mut Value) {
                 put(probe, field, json!(value));
             }
             with(probe, "httpGet", http_get);
+            with(probe, "grpc", |grpc| put(grpc, "service", json!("")));
         });
     }
     with(container, "lifecycle", |lifecycle| {
@@ -287,11 +290,17 @@ fn container(container: &mut Value) {
         }
     });
     for entry in items(container, "env") {
-        with(entry, "valueFrom", |from| {
-            with(from, "fieldRef", |field| put(field, "apiVersion", json!("v1")));
-            with(from, "resourceFieldRef", |field| put(field, "divisor", json!("0")));
-        });
+        with(entry, "valueFrom", field);
     }
+}
+
+fn field(from: &mut Value) {
+    with(from, "fieldRef", |field| put(field, "apiVersion", json!("v1")));
+    with(from, "resourceFieldRef", |field| put(field, "divisor", json!("0")));
+}
+
+fn fields(source: &mut Value) {
+    items(source, "items").for_each(field);
 }
 
 /// `latest`, or neither tag nor digest, is looked up each time.

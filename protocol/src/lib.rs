@@ -7,6 +7,12 @@ pub mod v1 {
     tonic::include_proto!("coracle.v1");
 }
 
+/// How containers are asked whether they are well, generated from `proto/health.proto`.
+#[allow(missing_docs, clippy::all, unused_qualifications)]
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 pub mod packed;
 pub mod tls;
 

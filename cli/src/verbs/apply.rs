@@ -114,7 +114,18 @@ async fn one(client: &Client, apply: &Apply, source: &Source) -> Result<(Value, 
         return Ok((live, "unchanged"));
     }
     let changed = client.json(Method::PATCH, &format!("{path}?{query}"), JSON, Some((STRATEGIC, &patch))).await?;
-    let same = changed["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"];
+    // A patch may say what the defaults say too, and the status changes by itself.
+    let wanted = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(fields) = object.as_object_mut() {
+            fields.remove("status");
+        }
+        if let Some(meta) = object["metadata"].as_object_mut() {
+            meta.remove("resourceVersion");
+        }
+        object
+    };
+    let same = wanted(&changed) == wanted(&live);
     Ok((changed, if same { "unchanged" } else { "configured" }))
 }
 

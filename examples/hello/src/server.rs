@@ -221,13 +221,17 @@ fn answer(shared: &Shared, request: &Request, peer: SocketAddr) -> (&'static str
         "/client" => ("200 OK", format!("{}\n", peer.ip())),
         "/env" => ("200 OK", environment()),
         "/eat" => ("200 OK", eat(&request.query)),
+        "/file" => match file(request.query.strip_prefix("path=").unwrap_or("/")) {
+            Ok(text) => ("200 OK", text),
+            Err(error) => ("404 Not Found", format!("{error}\n")),
+        },
         "/ask" => match ask(&request.query) {
             Ok(text) => ("200 OK", format!("{me} asked {text}\n")),
             Err(error) => ("502 Bad Gateway", format!("{me} cannot ask: {error}\n")),
         },
         _ => (
             "404 Not Found",
-            "there are /, /ask?host=NAME&port=80&path=/, /client, /eat?mb=100, /ready, /healthz and /env\n".into(),
+            "there are /, /ask?host=NAME&port=80&path=/, /client, /eat?mb=100, /file?path=/etc/hosts, /ready, /healthz and /env\n".into(),
         ),
     }
 }
@@ -244,6 +248,21 @@ fn environment() -> String {
         let _ = writeln!(text, "{name}={}", if secret { "***" } else { &value });
     }
     text
+}
+
+/// The first 64 KiB of a file, or the names in a directory.
+fn file(path: &str) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_dir() {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(64 << 10).read_to_end(&mut bytes)?;
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned() + "\n");
+    }
+    names.sort();
+    Ok(names.concat())
 }
 
 /// Takes `mb` megabytes and gives them back: more than the limit, and one sees what then happens to a container.

@@ -24,6 +24,9 @@ const FIELDS: &[&str] = &[
     "status.podIP",
     "status.podIPs",
 ];
+/// The same for files in volumes.
+const FILE_FIELDS: &[&str] =
+    &["metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels", "metadata.annotations"];
 const RESOURCES: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 
 /// What a container's check needs of its pod.
@@ -224,23 +227,20 @@ impl Found {
     }
 
     fn volume(&mut self, volume: &Value, at: &str) {
-        for (source, name) in [("configMap", "name"), ("secret", "secretName")] {
-            let (tree, at) = (&volume[source], format!("{at}.{source}"));
-            if !tree.is_object() {
-                continue;
+        for source in ["configMap", "secret", "downwardAPI", "projected"] {
+            self.range(&format!("{at}.{source}.defaultMode"), &volume[source]["defaultMode"], 0, 0o777);
+        }
+        self.files(&volume["configMap"], "name", &format!("{at}.configMap"), &mut BTreeSet::new());
+        self.files(&volume["secret"], "secretName", &format!("{at}.secret"), &mut BTreeSet::new());
+        self.fields(&volume["downwardAPI"], &format!("{at}.downwardAPI"), &mut BTreeSet::new());
+        let mut taken = BTreeSet::new();
+        for (index, part) in list(&volume["projected"]["sources"]).iter().enumerate() {
+            let at = format!("{at}.projected.sources[{index}]");
+            self.one_of(part, &["configMap", "secret", "downwardAPI"], &at);
+            for source in ["configMap", "secret"] {
+                self.files(&part[source], "name", &format!("{at}.{source}"), &mut taken);
             }
-            if self.required(&format!("{at}.{name}"), &tree[name]) {
-                self.subdomain(&format!("{at}.{name}"), text(&tree[name]), "a name");
-            }
-            self.range(&format!("{at}.defaultMode"), &tree["defaultMode"], 0, 0o777);
-            for (index, item) in list(&tree["items"]).iter().enumerate() {
-                let at = format!("{at}.items[{index}]");
-                self.required(&format!("{at}.key"), &item["key"]);
-                if self.required(&format!("{at}.path"), &item["path"]) {
-                    self.inside(&format!("{at}.path"), text(&item["path"]));
-                }
-                self.range(&format!("{at}.mode"), &item["mode"], 0, 0o777);
-            }
+            self.fields(&part["downwardAPI"], &format!("{at}.downwardAPI"), &mut taken);
         }
         let limit = &volume["emptyDir"]["sizeLimit"];
         if Quantity::of_json(limit).milli() < 0 {
@@ -254,6 +254,49 @@ impl Found {
                 self.add(&format!("{at}.hostPath.path"), Reason::Invalid, message, None);
             }
         }
+    }
+
+    /// Files made of the keys of an object. `taken`: paths that others in the volume have.
+    fn files<'a>(&mut self, tree: &'a Value, name: &str, at: &str, taken: &mut BTreeSet<&'a str>) {
+        if !tree.is_object() {
+            return;
+        }
+        if self.required(&format!("{at}.{name}"), &tree[name]) {
+            self.subdomain(&format!("{at}.{name}"), text(&tree[name]), "a name");
+        }
+        for (index, item) in list(&tree["items"]).iter().enumerate() {
+            let at = format!("{at}.items[{index}]");
+            self.required(&format!("{at}.key"), &item["key"]);
+            self.file(item, &at, taken);
+        }
+    }
+
+    /// Files made of what the pod says of itself.
+    fn fields<'a>(&mut self, tree: &'a Value, at: &str, taken: &mut BTreeSet<&'a str>) {
+        for (index, item) in list(&tree["items"]).iter().enumerate() {
+            let at = format!("{at}.items[{index}]");
+            self.file(item, &at, taken);
+            self.one_of(item, &["fieldRef", "resourceFieldRef"], &at);
+            self.field_ref(item, &at, FILE_FIELDS);
+            let amount = &item["resourceFieldRef"];
+            if amount.is_object() {
+                self.required(&format!("{at}.resourceFieldRef.containerName"), &amount["containerName"]);
+            }
+        }
+    }
+
+    /// Where a file is in its volume, and who may read it.
+    fn file<'a>(&mut self, item: &'a Value, at: &str, taken: &mut BTreeSet<&'a str>) {
+        if self.required(&format!("{at}.path"), &item["path"]) {
+            let path = text(&item["path"]);
+            self.inside(&format!("{at}.path"), path);
+            if !taken.insert(path) {
+                // Upstream's words.
+                let message = format!("conflicting duplicate paths: `{}` is given twice", shown(path));
+                self.add(&format!("{at}.path"), Reason::Invalid, message, None);
+            }
+        }
+        self.range(&format!("{at}.mode"), &item["mode"], 0, 0o777);
     }
 
     /// A path that stays inside its volume.
@@ -344,17 +387,22 @@ impl Found {
                 self.config_key(&format!("{at}.key"), text(&tree["key"]));
             }
         }
+        self.field_ref(from, &at, FIELDS);
+    }
+
+    /// A field of the pod, or an amount of a container.
+    fn field_ref(&mut self, from: &Value, at: &str, fields: &[&str]) {
         let path = text(&from["fieldRef"]["fieldPath"]);
         if from["fieldRef"].is_object()
             && self.required(&format!("{at}.fieldRef.fieldPath"), &from["fieldRef"]["fieldPath"])
         {
             let key = ["metadata.labels", "metadata.annotations"].iter().find_map(|map| path.strip_prefix(map));
             let subscript = key.is_some_and(|key| key.len() > 4 && key.starts_with("['") && key.ends_with("']"));
-            if !subscript && !FIELDS.contains(&path) {
+            if !subscript && !fields.contains(&path) {
                 let message = format!(
                     "`{}` is not a field to take; there are {}, metadata.labels['KEY'], metadata.annotations['KEY']",
                     shown(path),
-                    FIELDS.join(", ")
+                    fields.join(", ")
                 );
                 self.add(&format!("{at}.fieldRef.fieldPath"), Reason::NotSupported, message, None);
             }
@@ -396,6 +444,11 @@ impl Found {
                 }
             }
             self.inside(&format!("{here}.subPath"), text(&mount["subPath"]));
+            self.inside(&format!("{here}.subPathExpr"), text(&mount["subPathExpr"]));
+            if !text(&mount["subPath"]).is_empty() && !text(&mount["subPathExpr"]).is_empty() {
+                let message = "subPathExpr and subPath are mutually exclusive";
+                self.add(&format!("{here}.subPathExpr"), Reason::Invalid, message, None);
+            }
         }
     }
 
@@ -535,6 +588,9 @@ impl Found {
             if text(&header["value"]).contains(['\r', '\n', '\0']) {
                 self.add(&format!("{here}.value"), Reason::Invalid, "a header's value is one line", None);
             }
+        }
+        if handler["grpc"].is_object() && self.required(&format!("{at}.grpc.port"), &handler["grpc"]["port"]) {
+            self.range(&format!("{at}.grpc.port"), &handler["grpc"]["port"], 1, 65535);
         }
         if handler["exec"].is_object() {
             self.required(&format!("{at}.exec.command"), &handler["exec"]["command"]);

@@ -88,6 +88,62 @@ fn full_pod() -> Value {
         "volumes": [{"name": "v", "configMap": {"name": "m", "items": [{"key": "k", "path": "p", "mode": 420}], "defaultMode": 420}}]}})
 }
 
+#[test]
+fn a_path_in_a_volume_is_said_or_worked_out() {
+    let mut pod = full_pod();
+    let mount = "/spec/containers/0/volumeMounts/0";
+    pod["spec"]["containers"][0]["volumeMounts"][0]["subPathExpr"] = json!("");
+    let expression = format!("{mount}/subPathExpr");
+    check(
+        "pod",
+        &pod,
+        &[(expression.as_str(), json!("$(E)"), "subPathExpr: subPathExpr and subPath are mutually exclusive")],
+    );
+    pod["spec"]["containers"][0]["volumeMounts"][0] = json!({"name": "v", "mountPath": "/v", "subPathExpr": "$(E)/x"});
+    check(
+        "pod",
+        &pod,
+        &[
+            (expression.as_str(), json!("../$(E)"), "subPathExpr: the path is relative"),
+            (expression.as_str(), json!("a"), ""),
+        ],
+    );
+}
+
+#[test]
+fn files_of_the_pod_itself_and_of_several_sources() {
+    let mut pod = full_pod();
+    pod["spec"]["volumes"][0] = json!({"name": "v", "projected": {"defaultMode": 420, "sources": [
+        {"configMap": {"name": "m", "items": [{"key": "k", "path": "p"}]}, "secret": null},
+        {"secret": {"name": "s", "items": [{"key": "k", "path": "q"}]}},
+        {"downwardAPI": {"items": [
+            {"path": "l", "mode": 420, "fieldRef": {"fieldPath": "metadata.labels"}},
+            {"path": "c", "fieldRef": null, "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}},
+        ]}},
+    ]}});
+    let at = |field: &str| format!("/spec/volumes/0/projected/sources/{field}");
+    let cases: Vec<(String, Value, &str)> = vec![
+        (at("0/configMap/name"), json!(""), "sources[0].configMap.name: this field is required"),
+        (at("0/secret"), json!({"name": "s"}), "exactly one of `configMap`, `secret`, `downwardAPI`"),
+        (at("1/secret/items/0/path"), json!("p"), "conflicting duplicate paths: `p` is given twice"),
+        (at("1/secret/items/0/path"), json!("../p"), "items[0].path: the path is relative"),
+        (at("2/downwardAPI/items/0/mode"), json!(0o1000), "items[0].mode: 512 is out of range"),
+        (at("2/downwardAPI/items/0/fieldRef/fieldPath"), json!("status.podIP"), "`status.podIP` is not a field"),
+        (at("2/downwardAPI/items/0/fieldRef/fieldPath"), json!("metadata.annotations['a']"), ""),
+        (
+            at("2/downwardAPI/items/1/resourceFieldRef/containerName"),
+            json!(""),
+            "containerName: this field is required",
+        ),
+        (at("2/downwardAPI/items/1/resourceFieldRef/resource"), json!("limits.x"), "is neither limits nor requests"),
+        (at("2/downwardAPI/items/1/fieldRef"), json!({"fieldPath": "metadata.name"}), "exactly one of `fieldRef`"),
+        ("/spec/volumes/0/projected/defaultMode".into(), json!(0o1000), "projected.defaultMode: 512 is out of range"),
+    ];
+    let cases: Vec<(&str, Value, &str)> =
+        cases.iter().map(|(path, value, words)| (path.as_str(), value.clone(), *words)).collect();
+    check("pod", &pod, &cases);
+}
+
 /// Each change of a good object, and what is said about it: `PATH: WORDS`.
 fn check(word: &str, good: &Value, cases: &[(&str, Value, &str)]) {
     assert_eq!(problems(word, good.clone()), "");
@@ -356,7 +412,6 @@ fn services_secrets_nodes_and_the_rest() {
     assert!(problems("deploy", json!({"metadata": {"name": "a"}})).contains("spec.selector: this field is required"));
 }
 
-#[test]
 fn exposed_services() {
     let service = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "clusterIP": "", "externalName": "", "externalIPs": [],
         "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}, "internalTrafficPolicy": "Local",

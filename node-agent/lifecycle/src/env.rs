@@ -216,6 +216,53 @@ fn keyed(
     }
 }
 
+/// What a file of a volume says of the pod: a `fieldRef`, or a `resourceFieldRef` of a container it names.
+///
+/// # Errors
+/// There is no such field or container.
+pub fn of_pod(pod: &Pod, from: &Value, facts: NodeFacts) -> Result<String, EnvError> {
+    let Some(reference) = from.get("fieldRef").filter(|reference| reference.is_object()) else {
+        let reference = &from["resourceFieldRef"];
+        let (container, resource) = (text(&reference["containerName"]), text(&reference["resource"]));
+        let own = pod.containers.iter().find(|own| own.name == container);
+        return self::resource(pod, own.ok_or(EnvError::Resource { container, resource })?, reference, facts);
+    };
+    match &*text(&reference["fieldPath"]) {
+        "metadata.labels" => Ok(lines(&pod.labels)),
+        "metadata.annotations" => Ok(lines(&pod.annotations)),
+        path => field(pod, path, facts),
+    }
+}
+
+/// `key="value"` on a line each, in the order of the keys, the value as Go quotes it (upstream: `fieldpath.FormatMap`).
+fn lines(map: &BTreeMap<String, String>) -> String {
+    map.iter().map(|(key, value)| format!("{key}={}", quoted(value))).collect::<Vec<_>>().join("\n")
+}
+
+fn quoted(value: &str) -> String {
+    let mut out = String::with_capacity(value.len() + 2);
+    out.push('"');
+    for letter in value.chars() {
+        match letter {
+            '"' | '\\' => out.extend(['\\', letter]),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            _ if u32::from(letter) < 0x20 || letter == '\u{7f}' => {
+                out.push_str(&format!("\\x{:02x}", u32::from(letter)));
+            }
+            _ if letter.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            _ => out.push(letter),
+        }
+    }
+    out.push('"');
+    out
+}
+
 /// A field of the pod (downward API).
 fn field(pod: &Pod, path: &str, facts: NodeFacts) -> Result<String, EnvError> {
     let subscript = |prefix: &str| path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']");

@@ -10,7 +10,7 @@
 
 use coracle_base::Millis;
 
-use crate::observed::{ContainerSeen, Image, Observed, PodStop, PreStop, Run, Sandbox, StopReason, Volumes};
+use crate::observed::{ContainerSeen, Image, Observed, PodStop, PostStart, PreStop, Run, Sandbox, StopReason, Volumes};
 use crate::pod::{Container, Pod, Probe, RestartPolicy, Role};
 use crate::probe::ProbeKind;
 
@@ -39,6 +39,13 @@ pub enum Step {
         container: usize,
         /// Which of its probes.
         kind: ProbeKind,
+        /// Of which run.
+        attempt: u32,
+    },
+    /// Run the hook after the start, in the background. Record with `post_start_begun` and `post_start_done`.
+    PostStart {
+        /// Whose.
+        container: usize,
         /// Of which run.
         attempt: u32,
     },
@@ -120,6 +127,9 @@ pub fn next(pod: &Pod, seen: &Observed, now: Millis) -> Step {
     if let Some(step) = condemned(pod, seen, now, &mut wake) {
         return step;
     }
+    if let Some(step) = post_start(pod, seen) {
+        return step;
+    }
     if let Some(step) = probes(pod, seen, now, &mut wake) {
         return step;
     }
@@ -167,6 +177,16 @@ fn each<'a>(
     seen: &'a Observed,
 ) -> impl DoubleEndedIterator<Item = (usize, &'a Container, &'a ContainerSeen)> + Clone {
     pod.containers.iter().zip(&seen.containers).enumerate().map(|(index, (container, state))| (index, container, state))
+}
+
+/// The hook of a container that has just been started.
+fn post_start(pod: &Pod, seen: &Observed) -> Option<Step> {
+    each(pod, seen).find_map(|(container, _, state)| match state.run {
+        Run::Running { attempt, .. } if state.post_start == PostStart::Waiting && state.condemned.is_none() => {
+            Some(Step::PostStart { container, attempt })
+        }
+        _ => None,
+    })
 }
 
 /// How one container is to end.
@@ -262,7 +282,8 @@ fn readiness_while_stopping(pod: &Pod, seen: &Observed, now: Millis, wake: &mut 
 }
 
 fn probes(pod: &Pod, seen: &Observed, now: Millis, wake: &mut Wake) -> Option<Step> {
-    for (index, container, state) in each(pod, seen).filter(|(_, _, state)| state.condemned.is_none()) {
+    let asked = |state: &ContainerSeen| state.condemned.is_none() && state.post_start == PostStart::Done;
+    for (index, container, state) in each(pod, seen).filter(|(_, _, state)| asked(state)) {
         let due = [
             (ProbeKind::Startup, &container.startup),
             (ProbeKind::Liveness, &container.liveness),
@@ -331,7 +352,9 @@ fn setup(pod: &Pod, seen: &Observed, now: Millis, wake: &mut Wake) -> Step {
             Role::Sidecar => state.ever_started,
             Role::App => true,
         };
-        if !gate_open && !apps_began {
+        // As upstream: what comes after a container waits for its hook.
+        let hooked = matches!(state.run, Run::Running { .. }) && state.post_start != PostStart::Done;
+        if hooked || (!gate_open && !apps_began) {
             break;
         }
     }

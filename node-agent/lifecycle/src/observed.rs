@@ -121,6 +121,18 @@ pub enum Run {
     Exited(Exit),
 }
 
+/// Where the hook after the start of a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PostStart {
+    /// Ended, or there is none.
+    #[default]
+    Done,
+    /// Not begun.
+    Waiting,
+    /// Under way.
+    Running,
+}
+
 /// Where the hook before the stop signal stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum PreStop {
@@ -190,6 +202,9 @@ pub struct ContainerSeen {
     pub condemned: Option<Condemned>,
     /// How far its stop has come.
     pub stopping: Stopping,
+    /// The hook after the start.
+    #[serde(default)]
+    pub post_start: PostStart,
 }
 
 /// Why a whole pod is stopped.
@@ -420,6 +435,10 @@ impl Observed {
                 }
             }
             // Only the process that began a hook could have told of its end.
+            if let (Run::Running { attempt, .. }, PostStart::Running) = (&seen.run, seen.post_start) {
+                let attempt = *attempt;
+                seen.post_start_done(container, attempt, &Ok(()), 0, now);
+            }
             if seen.stopping.pre_stop == PreStop::Running {
                 seen.stopping.pre_stop = PreStop::Done;
             }
@@ -462,7 +481,8 @@ impl ContainerSeen {
         self.condemned = None;
         self.stopping = Stopping::default();
         (self.startup, self.readiness, self.liveness) = Default::default();
-        self.started = container.startup.is_none();
+        self.post_start = if container.post_start.is_some() { PostStart::Waiting } else { PostStart::Done };
+        self.started = container.startup.is_none() && self.post_start == PostStart::Done;
         self.started_gate_at = started_at;
         self.ever_started |= self.started;
     }
@@ -569,6 +589,32 @@ impl ContainerSeen {
             // An init container that has done its work is what upstream calls ready.
             Run::Exited(ref exit) => container.role == Role::Init && exit.code == 0,
             Run::Never => false,
+        }
+    }
+
+    /// The hook after the start has begun.
+    pub fn post_start_begun(&mut self) {
+        self.post_start = PostStart::Running;
+    }
+
+    /// The hook after the start of run `attempt` has ended. One that failed ends the container, as upstream has it.
+    pub fn post_start_done(
+        &mut self,
+        container: &Container,
+        attempt: u32,
+        outcome: &Result<(), String>,
+        pod_grace_ms: Millis,
+        now: Millis,
+    ) {
+        if !matches!(self.run, Run::Running { attempt: running, .. } if running == attempt) {
+            return;
+        }
+        self.post_start = PostStart::Done;
+        if outcome.is_err() {
+            let message = format!("Container {} failed its PostStartHook, will be killed", container.name);
+            self.condemned.get_or_insert(Condemned { at: now, grace_ms: pod_grace_ms, message });
+        } else if container.startup.is_none() {
+            (self.started, self.ever_started, self.started_gate_at) = (true, true, now);
         }
     }
 

@@ -88,6 +88,8 @@ pub enum PortRef {
 pub enum Handler {
     /// `GET`, 200 to 399 is success.
     Http {
+        /// Over TLS; any certificate will do.
+        tls: bool,
         /// Where; empty = the pod's address.
         host: String,
         /// Which port.
@@ -103,6 +105,13 @@ pub enum Handler {
         host: String,
         /// Which port.
         port: PortRef,
+    },
+    /// gRPC's health service says that it serves (probes only).
+    Grpc {
+        /// Which port.
+        port: u16,
+        /// Of which service it is asked; empty = of the server.
+        service: String,
     },
     /// A command in the container; exit code 0 is success.
     Exec(Vec<String>),
@@ -177,6 +186,8 @@ pub struct VolumeMount {
     pub read_only: bool,
     /// A path inside the volume, or empty.
     pub sub_path: String,
+    /// The same with `$(VAR)` of the container's environment in it; or empty.
+    pub sub_path_expr: String,
 }
 
 /// A key of a `ConfigMap` or Secret as a file.
@@ -193,27 +204,14 @@ pub struct KeyFile {
 /// Where a volume comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeSource {
-    /// Keys of a `ConfigMap`.
-    ConfigMap {
-        /// Its name.
-        name: String,
-        /// Which keys; empty = all.
-        items: Vec<KeyFile>,
-        /// Mode of the files.
+    /// Files made of objects and of what the pod says of itself: `configMap`, `secret`, `downwardAPI`, `projected`.
+    Files {
+        /// What they are made of. Of two files at one path the later one counts.
+        parts: Vec<Part>,
+        /// Mode of the files that have none of their own.
         mode: u32,
-        /// May be missing.
-        optional: bool,
-    },
-    /// Keys of a Secret.
-    Secret {
-        /// Its name.
-        name: String,
-        /// Which keys; empty = all.
-        items: Vec<KeyFile>,
-        /// Mode of the files.
-        mode: u32,
-        /// May be missing.
-        optional: bool,
+        /// Secrets do not touch the disk.
+        memory: bool,
     },
     /// An empty directory that lives as long as the pod.
     EmptyDir {
@@ -229,6 +227,39 @@ pub enum VolumeSource {
         /// `Directory`, `DirectoryOrCreate`, `File`, ..., or empty = anything.
         kind: String,
     },
+}
+
+/// What files of a volume are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Keys of a `ConfigMap`.
+    ConfigMap(Keys),
+    /// Keys of a Secret.
+    Secret(Keys),
+    /// Fields of the pod itself.
+    Fields(Vec<FieldFile>),
+}
+
+/// Keys of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// Its name.
+    pub name: String,
+    /// Which keys; empty = all.
+    pub items: Vec<KeyFile>,
+    /// May be missing.
+    pub optional: bool,
+}
+
+/// A field of the pod as a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldFile {
+    /// Where in the volume.
+    pub path: String,
+    /// Its mode.
+    pub mode: Option<u32>,
+    /// `fieldRef` or `resourceFieldRef`.
+    pub from: Value,
 }
 
 /// A volume of the pod.
@@ -288,6 +319,8 @@ pub struct Container {
     pub startup: Option<Probe>,
     /// Before the stop signal.
     pub pre_stop: Option<Handler>,
+    /// Hook after the start: nothing counts on the container before it has ended.
+    pub post_start: Option<Handler>,
     /// Over the image's stop signal.
     pub stop_signal: Option<String>,
     /// What it may do.
@@ -518,12 +551,14 @@ fn container(tree: &Value, role: Role, spec: &Value) -> Result<Container, PodErr
                 path: text(&mount["mountPath"]),
                 read_only: mount["readOnly"] == true,
                 sub_path: text(&mount["subPath"]),
+                sub_path_expr: text(&mount["subPathExpr"]),
             })
             .collect(),
         liveness: probe(&tree["livenessProbe"]),
         readiness: probe(&tree["readinessProbe"]),
         startup: probe(&tree["startupProbe"]),
         pre_stop: handler(&lifecycle["preStop"]),
+        post_start: handler(&lifecycle["postStart"]),
         stop_signal: lifecycle["stopSignal"].as_str().map(ToOwned::to_owned),
         security: security(&tree["securityContext"], &spec["securityContext"]),
         message_path: or(text(&tree["terminationMessagePath"]), "/dev/termination-log"),
@@ -601,6 +636,7 @@ fn handler(tree: &Value) -> Option<Handler> {
     }
     if let Some(get) = tree.get("httpGet").filter(|get| get.is_object()) {
         return Some(Handler::Http {
+            tls: get["scheme"] == "HTTPS",
             host: text(&get["host"]),
             port: port(&get["port"])?,
             path: or(text(&get["path"]), "/"),
@@ -613,6 +649,10 @@ fn handler(tree: &Value) -> Option<Handler> {
     if let Some(socket) = tree.get("tcpSocket").filter(|socket| socket.is_object()) {
         return Some(Handler::Tcp { host: text(&socket["host"]), port: port(&socket["port"])? });
     }
+    if tree["grpc"].is_object() {
+        let port = tree["grpc"]["port"].as_u64().and_then(|port| u16::try_from(port).ok())?;
+        return Some(Handler::Grpc { port, service: text(&tree["grpc"]["service"]) });
+    }
     if tree["sleep"].is_object() {
         return Some(Handler::Sleep(seconds(&tree["sleep"]["seconds"]).unwrap_or(0)));
     }
@@ -622,28 +662,19 @@ fn handler(tree: &Value) -> Option<Handler> {
 fn volume(tree: &Value) -> Result<Volume, PodError> {
     let name = text(&tree["name"]);
     check_name("volumes[].name", &name)?;
-    let items = |source: &Value| -> Vec<KeyFile> {
-        list(&source["items"])
-            .iter()
-            .map(|item| KeyFile { key: text(&item["key"]), path: text(&item["path"]), mode: mode(&item["mode"]) })
-            .collect()
+    let files = |source: &Value, parts: Vec<Part>| VolumeSource::Files {
+        memory: parts.iter().any(|part| matches!(part, Part::Secret(_))),
+        mode: mode(&source["defaultMode"]).unwrap_or(0o644),
+        parts,
     };
-    let source = if tree["configMap"].is_object() {
-        let source = &tree["configMap"];
-        VolumeSource::ConfigMap {
-            name: text(&source["name"]),
-            items: items(source),
-            mode: mode(&source["defaultMode"]).unwrap_or(0o644),
-            optional: source["optional"] == true,
-        }
-    } else if tree["secret"].is_object() {
-        let source = &tree["secret"];
-        VolumeSource::Secret {
-            name: text(&source["secretName"]),
-            items: items(source),
-            mode: mode(&source["defaultMode"]).unwrap_or(0o644),
-            optional: source["optional"] == true,
-        }
+    let source = if let Some(source) = tree.get("configMap").filter(|source| source.is_object()) {
+        files(source, vec![Part::ConfigMap(keys(source, "name"))])
+    } else if let Some(source) = tree.get("secret").filter(|source| source.is_object()) {
+        files(source, vec![Part::Secret(keys(source, "secretName"))])
+    } else if let Some(source) = tree.get("downwardAPI").filter(|source| source.is_object()) {
+        files(source, vec![fields(source)])
+    } else if let Some(source) = tree.get("projected").filter(|source| source.is_object()) {
+        files(source, list(&source["sources"]).iter().filter_map(part).collect())
     } else if tree["hostPath"].is_object() {
         VolumeSource::HostPath { path: text(&tree["hostPath"]["path"]), kind: text(&tree["hostPath"]["type"]) }
     } else {
@@ -654,6 +685,31 @@ fn volume(tree: &Value) -> Result<Volume, PodError> {
         }
     };
     Ok(Volume { name, source })
+}
+
+fn keys(source: &Value, name: &str) -> Keys {
+    let item = |item: &Value| KeyFile { key: text(&item["key"]), path: text(&item["path"]), mode: mode(&item["mode"]) };
+    Keys {
+        name: text(&source[name]),
+        items: list(&source["items"]).iter().map(item).collect(),
+        optional: source["optional"] == true,
+    }
+}
+
+fn fields(source: &Value) -> Part {
+    let item = |item: &Value| FieldFile { path: text(&item["path"]), mode: mode(&item["mode"]), from: item.clone() };
+    Part::Fields(list(&source["items"]).iter().map(item).collect())
+}
+
+/// One source of a projected volume.
+fn part(tree: &Value) -> Option<Part> {
+    if tree["configMap"].is_object() {
+        return Some(Part::ConfigMap(keys(&tree["configMap"], "name")));
+    }
+    if tree["secret"].is_object() {
+        return Some(Part::Secret(keys(&tree["secret"], "name")));
+    }
+    tree["downwardAPI"].is_object().then(|| fields(&tree["downwardAPI"]))
 }
 
 /// The size of `/dev/shm` (as everywhere).
@@ -672,6 +728,7 @@ fn share_memory(containers: &mut [Container]) -> Option<Volume> {
                 path: "/dev/shm".to_owned(),
                 read_only: false,
                 sub_path: String::new(),
+                sub_path_expr: String::new(),
             });
             sharing += 1;
         }

@@ -41,6 +41,9 @@ struct World {
     lives: BTreeMap<(usize, u32), Life>,
     /// Ends of hooks to come.
     hooks: BTreeMap<(usize, u32), u64>,
+    /// The same of those after the start.
+    first_hooks: BTreeMap<(usize, u32), u64>,
+    hook_fails: bool,
     hook_ms: u64,
     pulls_fail: u32,
     transcript: String,
@@ -62,6 +65,8 @@ impl World {
             ends: BTreeMap::new(),
             lives: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            first_hooks: BTreeMap::new(),
+            hook_fails: false,
             hook_ms: 500,
             pulls_fail: 0,
             transcript: String::new(),
@@ -88,7 +93,7 @@ impl World {
                 }
                 Step::Wait { until: wake } => {
                     let end = self.ends.values().map(|(at, _)| *at).min();
-                    let hook = self.hooks.values().copied().min();
+                    let hook = self.hooks.values().chain(self.first_hooks.values()).copied().min();
                     let Some(at) = [wake, end, hook].into_iter().flatten().min().filter(|at| *at <= until) else {
                         self.now = self.now.max(until);
                         return false;
@@ -115,6 +120,13 @@ impl World {
         for (index, attempt) in due {
             self.hooks.remove(&(index, attempt));
             self.seen.containers[index].pre_stop_done(attempt);
+        }
+        let due: Vec<_> = self.first_hooks.iter().filter(|(_, at)| **at <= self.now).map(|(key, _)| *key).collect();
+        for (index, attempt) in due {
+            self.first_hooks.remove(&(index, attempt));
+            let outcome = if self.hook_fails { Err("no".to_owned()) } else { Ok(()) };
+            let spec = self.pod.containers[index].clone();
+            self.seen.containers[index].post_start_done(&spec, attempt, &outcome, self.pod.grace_ms, self.now);
         }
     }
 
@@ -172,6 +184,11 @@ impl World {
                 if let Some(verdict) = changed {
                     self.say(&format!("{} {} -> {verdict}", self.name(container), kind.as_str().to_lowercase()));
                 }
+            }
+            Step::PostStart { container, attempt } => {
+                self.say(&format!("post-start of {}", self.name(container)));
+                self.seen.containers[container].post_start_begun();
+                self.first_hooks.insert((container, attempt), now + self.hook_ms);
             }
             Step::PreStop { container, attempt, until } => {
                 self.say(&format!(
@@ -313,6 +330,52 @@ fn init_containers_sidecars_and_apps_in_their_order() {
     world.delete(10_000);
     assert!(world.live(START + 2 * MINUTE));
     insta::assert_snapshot!(world.transcript);
+}
+
+#[test]
+fn nothing_counts_on_a_container_before_its_first_hook_has_ended() {
+    let spec = json!({"containers": [
+        {"name": "app", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}, "livenessProbe": {"tcpSocket": {"port": 1}, "periodSeconds": 1}},
+        {"name": "next"},
+    ]});
+    let mut world = World::new(&spec, always(Life::default()));
+    world.hook_ms = 5000;
+    world.live(START + 4000);
+    let status = world.status();
+    assert_eq!(
+        (&status["containerStatuses"][0]["ready"], &status["containerStatuses"][0]["started"]),
+        (&json!(false), &json!(false))
+    );
+    assert!(!world.transcript.contains("start next"), "{}", world.transcript);
+    world.live(START + 6000);
+    assert!(world.transcript.contains("start next"), "{}", world.transcript);
+    assert!(status::is_ready(&world.pod, &world.seen));
+    // An agent that comes back knows of no hook under way: the container goes on.
+    let mut other = World::new(&spec, always(Life::default()));
+    other.hook_ms = 5000;
+    other.live(START + 1000);
+    other.first_hooks.clear();
+    let running = BTreeMap::from([("app".to_owned(), (0, 100, START))]);
+    other.seen.adopt(&other.pod, &running, &[], START + 1000);
+    other.live(START + 2000);
+    assert!(status::is_ready(&other.pod, &other.seen), "{}", other.transcript);
+}
+
+#[test]
+fn a_container_whose_first_hook_fails_is_started_again() {
+    let spec = json!({"containers": [
+        {"name": "app", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}, {"name": "next"},
+    ]});
+    let mut world = World::new(&spec, always(Life::default()));
+    world.hook_fails = true;
+    world.live(START + 5000);
+    assert!(world.transcript.contains("signal app"), "{}", world.transcript);
+    assert!(world.transcript.contains("start next"), "the others need not wait for ever: {}", world.transcript);
+    assert!(!status::is_ready(&world.pod, &world.seen));
+    world.hook_fails = false;
+    world.live(START + MINUTE);
+    assert!(status::is_ready(&world.pod, &world.seen), "{}", world.transcript);
+    assert!(world.status()["containerStatuses"][0]["restartCount"].as_u64() > Some(0));
 }
 
 #[test]
@@ -557,7 +620,8 @@ fn any_spec() -> impl Strategy<Value = Value> {
                         }
                     }
                     if hook {
-                        container["lifecycle"] = json!({"preStop": {"exec": {"command": ["x"]}}});
+                        let command = json!({"exec": {"command": ["x"]}});
+                        container["lifecycle"] = json!({"preStop": command, "postStart": command});
                     }
                     container
                 })

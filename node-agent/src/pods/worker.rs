@@ -3,12 +3,14 @@
 //! Work that takes time runs in tasks of its own and comes back as an `Outcome`, so that a deletion is heard during a pull
 //! and a liveness probe during a pre-stop hook. Nothing is decided here.
 
+use std::hash::{Hash as _, Hasher as _};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_base::Millis;
 use coracle_lifecycle::observed::{ErrorClass, Exit, Image, Observed, Run, Sandbox, StopReason, Volumes};
-use coracle_lifecycle::pod::{Container, Deletion, Pod};
+use coracle_lifecycle::pod::{Container, Deletion, Part, Pod, VolumeSource};
 use coracle_lifecycle::probe::ProbeKind;
 use coracle_lifecycle::{Step, next, oci, status};
 use coracle_protocol::v1::{PodGone, PodStatus};
@@ -32,6 +34,8 @@ const OUTCOMES: usize = 32;
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// How long the runtime may take to pass a signal on.
 const SIGNAL_WITHIN: Duration = Duration::from_secs(5);
+/// A day: as good as no limit, and a sum with it is still a time.
+const POST_START_WITHIN: Duration = Duration::from_secs(24 * 3600);
 /// Why a container of a fenced pod ended.
 const FENCED: &str = "FencedLeaseExpired";
 const FENCED_MESSAGE: &str =
@@ -59,6 +63,11 @@ enum Outcome {
     Probed {
         container: usize,
         kind: ProbeKind,
+        attempt: u32,
+        result: Result<(), String>,
+    },
+    PostStarted {
+        container: usize,
         attempt: u32,
         result: Result<(), String>,
     },
@@ -102,7 +111,7 @@ pub(super) struct Worker {
     busy: Option<Busy>,
     turns: u64,
     state: watch::Receiver<State>,
-    serving: watch::Receiver<Arc<std::collections::HashSet<std::net::Ipv4Addr>>>,
+    serving: watch::Receiver<Arc<std::collections::HashSet<Ipv4Addr>>>,
     let_go: watch::Receiver<LetGo>,
     /// The servers were told that it is leaving.
     says_it_leaves: bool,
@@ -257,7 +266,11 @@ impl Worker {
 
     async fn woken(&mut self, woken: Woken) {
         match woken {
-            Woken::Order(true) => self.hear(),
+            Woken::Order(true) => {
+                self.hear();
+                // Files may say its labels.
+                self.state_changed().await;
+            }
             // The manager is gone: so is the agent.
             Woken::Order(false) => std::future::pending().await,
             Woken::Outcome(Some(outcome)) => self.outcome(*outcome),
@@ -306,6 +319,7 @@ impl Worker {
                 self.begin(step, Stage::Start, container, attempt);
             }
             Step::Probe { container, kind, attempt } => self.probe(container, kind, attempt),
+            Step::PostStart { container, attempt } => self.post_start(container, attempt),
             Step::PreStop { container, attempt, until } => self.pre_stop(container, attempt, until, now),
             Step::Signal { container } => {
                 let signal = self.stop_signal(container);
@@ -428,7 +442,7 @@ impl Worker {
     fn target(&self) -> probes::Target {
         probes::Target {
             pod: self.pod.uid.clone(),
-            ip: self.seen.ip().unwrap_or(std::net::Ipv4Addr::UNSPECIFIED),
+            ip: self.seen.ip().unwrap_or(Ipv4Addr::UNSPECIFIED),
             containers: self.node.containers.clone(),
             paths: self.node.paths.clone(),
         }
@@ -448,6 +462,17 @@ impl Worker {
             let within = Duration::from_millis(probe.timeout_ms);
             let result = probes::run(&target, &pod.containers[container], &probe.handler, within).await;
             let _ = back.send(Outcome::Probed { container, kind, attempt, result }).await;
+        });
+    }
+
+    /// Nothing but its end bounds this hook, as upstream: a container that waits for it is not ready.
+    fn post_start(&mut self, container: usize, attempt: u32) {
+        self.seen.containers[container].post_start_begun();
+        let Some(handler) = self.pod.containers[container].post_start.clone() else { return };
+        let (target, pod, back) = (self.target(), self.pod.clone(), self.outcomes.0.clone());
+        tokio::spawn(async move {
+            let result = probes::run(&target, &pod.containers[container], &handler, POST_START_WITHIN).await;
+            let _ = back.send(Outcome::PostStarted { container, attempt, result }).await;
         });
     }
 
@@ -494,6 +519,23 @@ impl Worker {
             }
             Outcome::Probed { container, kind, attempt, result } => {
                 self.probed(container, kind, attempt, &result, now);
+            }
+            Outcome::PostStarted { container, attempt, result } => {
+                let spec = &self.pod.containers[container];
+                let seen = &mut self.seen.containers[container];
+                seen.post_start_done(spec, attempt, &result, self.pod.grace_ms, now);
+                let message = seen.condemned.as_ref().map(|condemned| condemned.message.clone());
+                if let Err(reason) = result {
+                    let name = spec.name.clone();
+                    self.say(
+                        true,
+                        "FailedPostStartHook",
+                        format!("PostStartHook of container {name} failed: {reason}"),
+                    );
+                    if let Some(message) = message {
+                        self.say(false, "Killing", message);
+                    }
+                }
             }
             Outcome::PreStopped { container, attempt, result } => {
                 self.seen.containers[container].pre_stop_done(attempt);
@@ -713,12 +755,18 @@ impl Worker {
         }
     }
 
-    /// Revisions of the objects the pod reads.
+    /// Revisions of the objects the pod reads; where files say its own labels, of those.
     fn revisions(&self) -> Vec<Option<u64>> {
         let state = self.state.borrow();
         let revision =
             |resource: &str, name: &str| state.get(resource, &self.pod.namespace, name).map(|held| held.revision);
-        referenced(&self.pod).iter().map(|(resource, name)| revision(resource, name)).collect()
+        let mut all: Vec<_> = referenced(&self.pod).iter().map(|(resource, name)| revision(resource, name)).collect();
+        if parts(&self.pod).any(|part| matches!(part, Part::Fields(_))) {
+            let mut hasher = std::hash::DefaultHasher::new();
+            (&self.pod.labels, &self.pod.annotations).hash(&mut hasher);
+            all.push(Some(hasher.finish()));
+        }
+        all
     }
 
     async fn state_changed(&mut self) {
@@ -734,8 +782,8 @@ impl Worker {
         }
         let (pod, state) = (self.pod.clone(), self.state.borrow().clone());
         let dirs = self.node.paths.volumes(&pod.uid);
-        let stamp = self.node.clock.now_ms().to_string();
-        let problems = tokio::task::spawn_blocking(move || volumes::refresh(&pod, &dirs, &state, &stamp)).await;
+        let (facts, stamp) = (self.node.facts(Ipv4Addr::UNSPECIFIED), self.node.clock.now_ms().to_string());
+        let problems = tokio::task::spawn_blocking(move || volumes::refresh(&pod, &dirs, &state, facts, &stamp)).await;
         for problem in problems.unwrap_or_default() {
             self.say(true, "FailedMount", coracle_base::one_line(&problem));
         }
@@ -860,15 +908,22 @@ impl Worker {
     }
 }
 
+/// What the files of a pod's volumes are made of.
+fn parts(pod: &Pod) -> impl Iterator<Item = &Part> {
+    pod.volumes.iter().flat_map(|volume| match &volume.source {
+        VolumeSource::Files { parts, .. } => parts.as_slice(),
+        _ => &[],
+    })
+}
+
 /// The objects a pod reads, in a fixed order.
 fn referenced(pod: &Pod) -> Vec<(&'static str, String)> {
-    use coracle_lifecycle::pod::VolumeSource;
     let mut found = Vec::new();
-    for volume in &pod.volumes {
-        match &volume.source {
-            VolumeSource::ConfigMap { name, .. } => found.push(("configmaps", name.clone())),
-            VolumeSource::Secret { name, .. } => found.push(("secrets", name.clone())),
-            _ => {}
+    for part in parts(pod) {
+        match part {
+            Part::ConfigMap(keys) => found.push(("configmaps", keys.name.clone())),
+            Part::Secret(keys) => found.push(("secrets", keys.name.clone())),
+            Part::Fields(_) => {}
         }
     }
     let mut add = |resource, reference: &Value| {

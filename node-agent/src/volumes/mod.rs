@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use coracle_images::tree;
-use coracle_lifecycle::env::Sources;
-use coracle_lifecycle::pod::{KeyFile, Pod, Volume, VolumeSource};
+use coracle_lifecycle::env::{self, EnvError, NodeFacts, Sources};
+use coracle_lifecycle::pod::{Keys, Part, Pod, Volume, VolumeSource};
 use serde_json::Value;
 
 pub use subpath::open as open_sub_path;
@@ -47,6 +47,17 @@ pub enum VolumeError {
         volume: String,
         /// What it says.
         path: String,
+    },
+    /// What a file is to say of the pod cannot be said.
+    #[error("volume \"{volume}\": file {path}")]
+    Field {
+        /// Which volume.
+        volume: String,
+        /// The file's path in it.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<EnvError>,
     },
     /// A path of the node that is not what the pod says.
     #[error("volume \"{volume}\": hostPath {path} is not a {kind}{}", if *.missing { ": it does not exist" } else { "" })]
@@ -90,8 +101,10 @@ impl VolumeDirs {
     pub fn path(&self, volume: &Volume) -> PathBuf {
         match &volume.source {
             VolumeSource::HostPath { path, .. } => PathBuf::from(path),
-            VolumeSource::Secret { .. } | VolumeSource::EmptyDir { memory: true, .. } => self.memory.join(&volume.name),
-            VolumeSource::ConfigMap { .. } | VolumeSource::EmptyDir { .. } => self.disk.join(&volume.name),
+            VolumeSource::Files { memory: true, .. } | VolumeSource::EmptyDir { memory: true, .. } => {
+                self.memory.join(&volume.name)
+            }
+            VolumeSource::Files { .. } | VolumeSource::EmptyDir { .. } => self.disk.join(&volume.name),
         }
     }
 }
@@ -99,28 +112,34 @@ impl VolumeDirs {
 /// Whether containers may only read it, whatever they say.
 #[must_use]
 pub fn is_read_only(volume: &Volume) -> bool {
-    matches!(volume.source, VolumeSource::ConfigMap { .. } | VolumeSource::Secret { .. })
+    matches!(volume.source, VolumeSource::Files { .. })
 }
 
 /// Makes every volume of the pod, or brings those made of objects up to date. Idempotent. Blocks on the file system.
 ///
 /// # Errors
 /// The first volume that cannot be had.
-pub fn prepare(pod: &Pod, dirs: &VolumeDirs, sources: &dyn Sources, stamp: &str) -> Result<(), VolumeError> {
+pub fn prepare(
+    pod: &Pod,
+    dirs: &VolumeDirs,
+    sources: &dyn Sources,
+    facts: NodeFacts,
+    stamp: &str,
+) -> Result<(), VolumeError> {
     for volume in &pod.volumes {
         match &volume.source {
             VolumeSource::EmptyDir { memory, size_limit } => empty_dir(pod, volume, dirs, *memory, *size_limit)?,
             VolumeSource::HostPath { path, kind } => host_path(volume, Path::new(path), kind)?,
-            VolumeSource::ConfigMap { .. } | VolumeSource::Secret { .. } => keys(pod, volume, dirs, sources, stamp)?,
+            VolumeSource::Files { .. } => files(pod, volume, dirs, sources, facts, stamp)?,
         }
     }
     Ok(())
 }
 
 /// Brings the volumes made of objects up to date in a running pod: an object that is missing now leaves what is there.
-pub fn refresh(pod: &Pod, dirs: &VolumeDirs, sources: &dyn Sources, stamp: &str) -> Vec<VolumeError> {
-    let made_of_keys = pod.volumes.iter().filter(|volume| is_read_only(volume));
-    made_of_keys.filter_map(|volume| keys(pod, volume, dirs, sources, stamp).err()).collect()
+pub fn refresh(pod: &Pod, dirs: &VolumeDirs, sources: &dyn Sources, facts: NodeFacts, stamp: &str) -> Vec<VolumeError> {
+    let made = pod.volumes.iter().filter(|volume| is_read_only(volume));
+    made.filter_map(|volume| files(pod, volume, dirs, sources, facts, stamp).err()).collect()
 }
 
 /// Takes every volume of the pod down; paths of the node stay as they are. Idempotent.
@@ -244,21 +263,46 @@ fn host_path(volume: &Volume, path: &Path, kind: &str) -> Result<(), VolumeError
     if fits { Ok(()) } else { Err(bad(false)) }
 }
 
-fn keys(pod: &Pod, volume: &Volume, dirs: &VolumeDirs, sources: &dyn Sources, stamp: &str) -> Result<(), VolumeError> {
-    let (kind, name, items, mode, optional, object) = match &volume.source {
-        VolumeSource::ConfigMap { name, items, mode, optional } => {
-            ("configmap", name, items, *mode, *optional, sources.config_map(&pod.namespace, name))
+fn files(
+    pod: &Pod,
+    volume: &Volume,
+    dirs: &VolumeDirs,
+    sources: &dyn Sources,
+    facts: NodeFacts,
+    stamp: &str,
+) -> Result<(), VolumeError> {
+    let VolumeSource::Files { parts, mode, .. } = &volume.source else { return Ok(()) };
+    let mut files = BTreeMap::new();
+    for part in parts {
+        let (kind, keys, object) = match part {
+            Part::ConfigMap(keys) => ("configmap", keys, sources.config_map(&pod.namespace, &keys.name)),
+            Part::Secret(keys) => ("secret", keys, sources.secret(&pod.namespace, &keys.name)),
+            Part::Fields(fields) => {
+                for field in fields {
+                    let (volume, path) = (volume.name.clone(), field.path.clone());
+                    if !atomic::is_fit(&path) {
+                        return Err(VolumeError::Path { volume, path });
+                    }
+                    let text = env::of_pod(pod, &field.from, facts).map_err(|source| VolumeError::Field {
+                        volume,
+                        path: path.clone(),
+                        source: Box::new(source),
+                    })?;
+                    let content = atomic::Content { bytes: text.into_bytes(), mode: field.mode.unwrap_or(*mode) };
+                    files.insert(path, content);
+                }
+                continue;
+            }
+        };
+        match object {
+            Some(object) => files.extend(files_of(volume, kind, keys, object, *mode)?),
+            None if keys.optional => {}
+            None => {
+                let (volume, name) = (volume.name.clone(), keys.name.clone());
+                return Err(VolumeError::NotFound { volume, kind, name });
+            }
         }
-        VolumeSource::Secret { name, items, mode, optional } => {
-            ("secret", name, items, *mode, *optional, sources.secret(&pod.namespace, name))
-        }
-        _ => return Ok(()),
-    };
-    let files = match object {
-        Some(object) => files_of(volume, kind, name, object, items, mode, optional)?,
-        None if optional => BTreeMap::new(),
-        None => return Err(VolumeError::NotFound { volume: volume.name.clone(), kind, name: name.clone() }),
-    };
+    }
     let path = dirs.path(volume);
     atomic::write(&path, &files, pod.fs_group, stamp).map(drop).map_err(io_error(volume, "write", &path))
 }
@@ -266,11 +310,9 @@ fn keys(pod: &Pod, volume: &Volume, dirs: &VolumeDirs, sources: &dyn Sources, st
 fn files_of(
     volume: &Volume,
     kind: &'static str,
-    name: &str,
+    Keys { name, items, optional }: &Keys,
     object: &Value,
-    items: &[KeyFile],
     mode: u32,
-    optional: bool,
 ) -> Result<BTreeMap<String, atomic::Content>, VolumeError> {
     let decode = |value: &Value| base64::engine::general_purpose::STANDARD.decode(value.as_str()?).ok();
     let bytes = |key: &str| -> Option<Vec<u8>> {
@@ -302,12 +344,12 @@ fn files_of(
     for item in items {
         match bytes(&item.key) {
             Some(bytes) => put(&item.path, bytes, item.mode.unwrap_or(mode))?,
-            None if optional => {}
+            None if *optional => {}
             None => {
                 return Err(VolumeError::NoKey {
                     volume: volume.name.clone(),
                     kind,
-                    name: name.to_owned(),
+                    name: name.clone(),
                     key: item.key.clone(),
                 });
             }
@@ -322,6 +364,13 @@ mod tests {
     use crate::ledger::{Held, Key, State};
     use serde_json::json;
     use std::sync::Arc;
+
+    const FACTS: NodeFacts = NodeFacts {
+        pod_ip: std::net::Ipv4Addr::UNSPECIFIED,
+        host_ip: std::net::Ipv4Addr::LOCALHOST,
+        cpu_milli: 4000,
+        memory_bytes: 8 << 30,
+    };
 
     fn state(objects: &[(&str, &str, Value)]) -> State {
         let mut state = State::default();
@@ -358,14 +407,14 @@ mod tests {
             ("configmaps", "conf", json!({"data": {"a": "one", "b": "unused"}})),
             ("secrets", "key", json!({"data": {"pw": "aGk="}})),
         ]);
-        prepare(&pod, &dirs, &first, "1").unwrap();
+        prepare(&pod, &dirs, &first, FACTS, "1").unwrap();
         let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
         assert_eq!((read("disk/conf/sub/a.txt").as_str(), read("memory/key/pw").as_str()), ("one", "hi"));
         let mode = |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("disk/conf/sub/a.txt"), mode("memory/key/pw"), mode("disk/empty")), (0o400, 0o600, 0o777));
         assert!(dir.path().join("disk/may").is_dir());
         let second = state(&[("configmaps", "conf", json!({"data": {"a": "two"}}))]);
-        let problems = refresh(&pod, &dirs, &second, "2");
+        let problems = refresh(&pod, &dirs, &second, FACTS, "2");
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!((read("disk/conf/sub/a.txt").as_str(), read("memory/key/pw").as_str()), ("two", "hi"));
         remove(&pod, &dirs).unwrap();
@@ -374,10 +423,62 @@ mod tests {
     }
 
     #[test]
+    fn one_directory_of_several_objects_and_of_what_the_pod_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = dirs(dir.path());
+        let volumes = json!([
+            {"name": "all", "projected": {"defaultMode": 288, "sources": [
+                {"configMap": {"name": "conf"}},
+                {"secret": {"name": "key", "items": [{"key": "pw", "path": "secret/pw", "mode": 256}]}},
+                {"downwardAPI": {"items": [
+                    {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                    {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu", "divisor": "1m"}},
+                ]}},
+                {"configMap": {"name": "absent", "optional": true}},
+            ]}},
+            {"name": "me", "downwardAPI": {"items": [
+                {"path": "a/name", "fieldRef": {"fieldPath": "metadata.name"}},
+                {"path": "note", "fieldRef": {"fieldPath": "metadata.annotations['note']"}},
+            ]}},
+        ]);
+        let pod = |label: &str| {
+            Pod::parse(&json!({
+                "metadata": {
+                    "name": "p", "namespace": "n", "uid": "u",
+                    "labels": {"b": label, "a": "1"}, "annotations": {"note": "x"},
+                },
+                "spec": {"containers": [{"name": "c"}], "volumes": volumes},
+            }))
+            .unwrap()
+        };
+        let objects = state(&[
+            ("configmaps", "conf", json!({"data": {"a": "one"}})),
+            ("secrets", "key", json!({"data": {"pw": "aGk="}})),
+        ]);
+        prepare(&pod("2"), &dirs, &objects, FACTS, "1").unwrap();
+        let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
+        // With a Secret in it all of it is in memory.
+        assert_eq!(read("memory/all/a"), "one");
+        assert_eq!((read("memory/all/secret/pw").as_str(), read("memory/all/cpu").as_str()), ("hi", "4000"));
+        assert_eq!(read("memory/all/labels"), "a=\"1\"\nb=\"2\"");
+        assert_eq!((read("disk/me/a/name").as_str(), read("disk/me/note").as_str()), ("p", "x"));
+        let mode = |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("memory/all/a"), mode("memory/all/secret/pw")), (0o440, 0o400));
+        // Labels that change are said anew.
+        assert!(refresh(&pod("3\"\n"), &dirs, &objects, FACTS, "2").is_empty());
+        assert_eq!(read("memory/all/labels"), "a=\"1\"\nb=\"3\\\"\\n\"");
+        // Whoever names a container that is not there is told.
+        let bad = json!([{"name": "v", "downwardAPI": {"items": [
+            {"path": "x", "resourceFieldRef": {"containerName": "d", "resource": "limits.cpu"}}]}}]);
+        let error = prepare(&self::pod(bad), &dirs, &objects, FACTS, "3").unwrap_err();
+        assert!(coracle_base::one_line(&error).contains("container `d`"), "{}", coracle_base::one_line(&error));
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let words = |volume: Value, state: &State| {
-            prepare(&pod(json!([volume])), &dirs(dir.path()), state, "1").unwrap_err().to_string()
+            prepare(&pod(json!([volume])), &dirs(dir.path()), state, FACTS, "1").unwrap_err().to_string()
         };
         let empty = state(&[("configmaps", "conf", json!({"data": {}}))]);
         assert_eq!(
@@ -403,7 +504,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dirs = dirs(dir.path());
         let pod = pod(json!([{"name": "e", "emptyDir": {"sizeLimit": "64Ki"}}]));
-        prepare(&pod, &dirs, &State::default(), "1").unwrap();
+        prepare(&pod, &dirs, &State::default(), FACTS, "1").unwrap();
         assert!(has_limits(&pod) && over_limit(&pod, &dirs).is_none());
         std::fs::create_dir(dirs.disk.join("e/sub")).unwrap();
         std::fs::write(dirs.disk.join("e/sub/big"), vec![1; 128 << 10]).unwrap();
@@ -418,7 +519,7 @@ mod tests {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let dirs = dirs(dir.path());
         let pod = pod(json!([{"name": "e", "emptyDir": {"sizeLimit": "64Ki"}}]));
-        prepare(&pod, &dirs, &State::default(), "1").unwrap();
+        prepare(&pod, &dirs, &State::default(), FACTS, "1").unwrap();
         let mut at = openat(CWD, dirs.disk.join("e"), OFlags::DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..20_000 {
             mkdirat(&at, "deep", Mode::RWXU).unwrap();
@@ -446,6 +547,7 @@ mod tests {
                 &pod(json!([{"name": "v", "hostPath": {"path": path, "type": kind}}])),
                 &dirs(dir.path()),
                 &State::default(),
+                FACTS,
                 "1",
             )
             .is_ok()
@@ -470,8 +572,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dirs = dirs(dir.path());
         let pod = pod(json!([{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]));
-        prepare(&pod, &dirs, &State::default(), "1").unwrap();
-        prepare(&pod, &dirs, &State::default(), "1").unwrap();
+        prepare(&pod, &dirs, &State::default(), FACTS, "1").unwrap();
+        prepare(&pod, &dirs, &State::default(), FACTS, "1").unwrap();
         let big = vec![0_u8; 2 << 20];
         assert!(std::fs::write(dirs.memory.join("m/big"), &big).is_err());
         let mounts = || {

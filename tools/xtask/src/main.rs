@@ -6,6 +6,7 @@ mod demo;
 mod previous;
 mod tests;
 mod tidy;
+mod unsupported;
 mod words;
 
 use std::process::ExitCode;
@@ -27,7 +28,8 @@ cargo xtask <task>
   bench [PART...]                 the numbers of PROMISES.md, measured now, with the peers that are installed (root);
                                   with parts (containers, writes, memory ...) only theirs, the other rows stay
   tidy [--bless]                  the rules of the house: crate graph, purity, fences, licences;
-                                  --bless writes the crate graph anew
+                                  --bless writes the crate graph and the list of what is not
+                                  supported anew
 ";
 
 fn main() -> ExitCode {

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::words::{code_of, files, has_word, rust_files};
-use crate::{cargo, root};
+use crate::{cargo, root, unsupported};
 
 /// Crates that decide and do nothing (design: pure rooms).
 const PURE: &[(&str, &str)] = &[
@@ -100,6 +100,7 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     let metadata = metadata()?;
     let mut problems = Vec::new();
     crate_graph(&metadata, bless, &mut problems)?;
+    unsupported_fields(bless, &mut problems)?;
     purity(&metadata, &mut problems);
     sources(&mut problems);
     licences(&metadata, &mut problems);
@@ -132,6 +133,27 @@ fn members(metadata: &Value) -> BTreeMap<String, &Value> {
         .filter(|package| package["id"].as_str().is_some_and(|id| ids.contains(id)))
         .map(|package| (text(&package["name"]).to_owned(), package))
         .collect()
+}
+
+/// The list of what is not supported is the table's.
+fn unsupported_fields(bless: bool, problems: &mut Vec<String>) -> Result<(), String> {
+    let table = std::fs::read_to_string(root().join(unsupported::TABLE))
+        .map_err(|error| format!("cannot read {}: {error}", unsupported::TABLE))?;
+    let (path, wanted) = (root().join(unsupported::FILE), unsupported::document(&table));
+    if bless {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        return std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::write(&path, wanted))
+            .map_err(|error| format!("cannot write {}: {error}", unsupported::FILE));
+    }
+    if std::fs::read_to_string(&path).unwrap_or_default() != wanted {
+        problems.push(format!(
+            "{} is not what {} says\n    hint: cargo xtask tidy --bless",
+            unsupported::FILE,
+            unsupported::TABLE
+        ));
+    }
+    Ok(())
 }
 
 /// Who imports whom must be the golden file: a new arrow is a design change, reviewed like one.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use coracle_lifecycle::env;
 use coracle_lifecycle::oci::{self, Bind};
-use coracle_lifecycle::pod::{Container, Pod};
+use coracle_lifecycle::pod::{Container, Pod, VolumeMount};
 
 use super::{Job, Made, PodStep, Stage};
 use crate::facilities::{Doing, Failure, FoundImage, Launch, WAITING_FOR_LEASE};
@@ -39,7 +39,7 @@ async fn start(job: &Job) -> Result<crate::facilities::Started, Failure> {
     let config = |error: &(dyn std::error::Error + 'static)| Failure::retry(CONFIG, coracle_base::one_line(error));
     let env = env::environment(pod, container, &image.config.env, &job.state, facts).map_err(|error| config(&error))?;
     // The handles name what was resolved; they must live until the runtime has taken its own.
-    let (binds, _handles) = binds(node, pod, container, job.attempt)?;
+    let (binds, _handles) = binds(node, pod, container, job.attempt, &env)?;
     let launch = oci::Launch { image: &image.config, env: &env, user, binds, node: facts };
     let spec = oci::spec(pod, container, &launch).map_err(|error| config(&error))?;
     let process = serde_json::to_vec(spec.process()).unwrap_or_default();
@@ -93,7 +93,37 @@ fn prepare_files(node: &Node, pod: &Pod, container: &Container, attempt: u32) ->
     std::fs::set_permissions(&message, std::fs::Permissions::from_mode(0o666))
 }
 
-fn binds(node: &Node, pod: &Pod, container: &Container, attempt: u32) -> Result<(Vec<Bind>, Vec<OwnedFd>), Failure> {
+/// Where in a volume a mount begins.
+fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<String, Failure> {
+    let missing = std::cell::RefCell::new(None);
+    let value = |name: &str| {
+        let found = env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        if found.is_none() {
+            missing.replace(Some(name.to_owned()));
+        }
+        found
+    };
+    let path = match &*mount.sub_path_expr {
+        "" => mount.sub_path.clone(),
+        expression => env::expand(expression, &value),
+    };
+    match missing.into_inner() {
+        None => Ok(path),
+        // Upstream's words.
+        Some(name) => Err(Failure::retry(
+            CONFIG,
+            format!("failed to expand subPathExpr `{}`: missing value for \"{name}\"", mount.sub_path_expr),
+        )),
+    }
+}
+
+fn binds(
+    node: &Node,
+    pod: &Pod,
+    container: &Container,
+    attempt: u32,
+    env: &[(String, String)],
+) -> Result<(Vec<Bind>, Vec<OwnedFd>), Failure> {
     let etc = node.paths.etc(&pod.uid);
     let read_only = container.security.read_only_root;
     let mut binds: Vec<Bind> = ["hosts", "resolv.conf", "hostname"]
@@ -112,11 +142,12 @@ fn binds(node: &Node, pod: &Pod, container: &Container, attempt: u32) -> Result<
             Failure::retry(CONFIG, format!("volumeMounts: the pod has no volume \"{}\"", mount.volume))
         })?;
         let path = dirs.path(volume);
-        let source = if mount.sub_path.is_empty() {
+        let below = sub_path(mount, env)?;
+        let source = if below.is_empty() {
             path
         } else {
-            let handle = volumes::open_sub_path(&path, &mount.sub_path).map_err(|error| {
-                Failure::retry(CONFIG, format!("subPath `{}` of volume \"{}\": {error}", mount.sub_path, volume.name))
+            let handle = volumes::open_sub_path(&path, &below).map_err(|error| {
+                Failure::retry(CONFIG, format!("subPath `{below}` of volume \"{}\": {error}", volume.name))
             })?;
             let source = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
             handles.push(handle);
@@ -137,4 +168,29 @@ fn undo(job: &Job) -> Doing<'_, Result<(), Failure>> {
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_worked_out_from_the_environment_or_not_at_all() {
+        let mount = |path: &str, expression: &str| VolumeMount {
+            volume: "v".to_owned(),
+            path: "/v".to_owned(),
+            read_only: false,
+            sub_path: path.to_owned(),
+            sub_path_expr: expression.to_owned(),
+        };
+        let env = [("POD".to_owned(), "web-0".to_owned()), ("UP".to_owned(), "../..".to_owned())];
+        assert_eq!(sub_path(&mount("a/$(POD)", ""), &env).unwrap(), "a/$(POD)", "as it is written");
+        assert_eq!(sub_path(&mount("", "logs/$(POD)/$$(x)"), &env).unwrap(), "logs/web-0/$(x)");
+        assert_eq!(sub_path(&mount("", ""), &env).unwrap(), "");
+        let missing = sub_path(&mount("", "$(NOT)"), &env).unwrap_err();
+        assert!(missing.message.contains("missing value for \"NOT\""), "{}", missing.message);
+        // What leaves the volume is refused where it is opened.
+        let dir = tempfile::tempdir().unwrap();
+        assert!(volumes::open_sub_path(dir.path(), &sub_path(&mount("", "$(UP)"), &env).unwrap()).is_err());
+    }
 }

@@ -1,5 +1,7 @@
 //! The pod's volumes.
 
+use std::net::Ipv4Addr;
+
 use super::{Job, Made, PodStep, Stage, blocking};
 use crate::facilities::{Doing, Failure};
 
@@ -11,9 +13,10 @@ fn make(job: &mut Job) -> Doing<'_, Result<Made, Failure>> {
     Box::pin(async move {
         let (pod, state) = (job.pod.clone(), job.state.clone());
         let dirs = job.node.paths.volumes(&pod.uid);
-        let stamp = job.node.clock.now_ms().to_string();
+        let (facts, stamp) = (job.node.facts(Ipv4Addr::UNSPECIFIED), job.node.clock.now_ms().to_string());
         let work = move || {
-            crate::volumes::prepare(&pod, &dirs, &state, &stamp)
+            // Addresses are not among what a file may say.
+            crate::volumes::prepare(&pod, &dirs, &state, facts, &stamp)
                 .map(|()| Made::Nothing)
                 .map_err(|error| Failure::retry(REASON, coracle_base::one_line(&error)))
         };
