@@ -200,6 +200,12 @@ pub fn serving(desired: &Desired) -> HashSet<Ipv4Addr> {
     desired.services.iter().flat_map(|service| service.backends.iter().map(|(address, _)| *address)).collect()
 }
 
+/// Whether any Service asks for a port of the nodes.
+#[must_use]
+pub fn wants_node_ports(state: &State) -> bool {
+    state.list("services").any(|(_, held)| may_have_node_ports(&held.tree["spec"]))
+}
+
 /// Addresses of this node's pods that are being deleted. Their slices will say so too, in a while: a busy server must not
 /// make us send new connections to a pod that we are about to stop.
 fn deleted(state: &State) -> HashSet<Ipv4Addr> {

@@ -450,15 +450,22 @@ impl Sessions {
                 None => break,
             }
         }
-        if let Some(entry) = self.agents().get_mut(&node)
-            && entry.session == session
-        {
-            entry.connected = false;
-            self.inner.rounds.gone(&node);
-        }
-        // The agent says all that is not stored again in its next session.
-        if let Some(storing) = storing {
-            storing.await;
+        let is_last = match self.agents().get_mut(&node).filter(|entry| entry.session == session) {
+            Some(entry) => {
+                entry.connected = false;
+                self.inner.rounds.gone(&node);
+                true
+            }
+            None => false,
+        };
+        let left = match storing {
+            Some(storing) => storing.await,
+            None => coracle_protocol::v1::Report::default(),
+        };
+        // The last words of an agent that stops come just before the end. One that has another session says all of it there.
+        let left = report::merged(left, waiting);
+        if is_last && !report::is_empty(&left) {
+            report::apply(&*self.inner.memory, &node, left).await;
         }
     }
 
@@ -655,5 +662,6 @@ mod tests {
         until("the session is over", || !sessions.agents()["n"].connected).await;
         memory.flows.send_replace(true);
         listening.await.unwrap();
+        assert_eq!(phase(), Some(json!("Succeeded")), "its last words are stored all the same");
     }
 }

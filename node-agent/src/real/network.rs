@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ pub struct NodeNetwork {
     applied: watch::Sender<State>,
     /// Why it is not as it should be, for the pods that wait for it.
     problem: Arc<Mutex<Option<String>>>,
+    /// It has been said that no ports of this node can be served.
+    told: Arc<AtomicBool>,
 }
 
 impl NodeNetwork {
@@ -100,7 +103,8 @@ impl NodeNetwork {
         let serving = watch::Sender::new(Arc::default());
         let applied = watch::Sender::new(State::default());
         let underlay = underlay.filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
-        Self { standing: Arc::default(), clock, names, underlay, upstreams, serving, applied, problem: Arc::default() }
+        let (standing, problem, told) = Default::default();
+        Self { standing, clock, names, underlay, upstreams, serving, applied, problem, told }
     }
 
     /// Addresses that Services send new connections to, as the kernel knows them.
@@ -266,6 +270,11 @@ impl NodeNetwork {
         let blocks = blocks.map(|block| (block.network(), block.prefix())).collect();
         let (domain, gateway) = (domain(&standing.settings), Some(standing.netd.gateway()));
         let mut tables = feeds::tables(state, &standing.here, &domain, gateway, blocks);
+        if self.underlay.is_none() && feeds::wants_node_ports(state) && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "this node has no address but the loopback's: ports of nodes that Services ask for are not served here\nhint: start it with --node-ip"
+            );
+        }
         let serial = std::mem::take(&mut tables.zone.serial);
         // What goes wrong on the way to one node must not keep Services and names from being right.
         let routed = Self::tell_peers(standing, state.confirmed, &tables.peers).await;
